@@ -1,0 +1,1 @@
+"""Pairs made of pairs, one file for each."""

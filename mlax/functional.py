@@ -1,0 +1,348 @@
+"""Pure functions without parameters: dropout, pooling, normalisation, attention.
+
+Each takes one example; a batch goes through `jax.vmap`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+from mlax import arguments
+from mlax.arguments import Axes, Padding, Sizes
+from mlax.pair import AxisName, Key
+from mlax.statistics import mean_and_variance
+
+__all__ = [
+    "apply_attention_weights",
+    "avg_pool",
+    "dot_product_attention_logits",
+    "dropout",
+    "identity",
+    "max_pool",
+    "pool",
+    "sum_pool",
+    "z_norm",
+]
+
+T = TypeVar("T")
+
+
+@overload
+def identity(x: T, /) -> T: ...
+@overload
+def identity(*xs: Any) -> Any: ...
+def identity(*xs: Any) -> Any:
+    """Return the argument; of several arguments, or of none, the tuple of them.
+
+    >>> identity(1), identity(1, 2)
+    (1, (1, 2))
+    """
+    return xs[0] if len(xs) == 1 else xs
+
+
+def dropout(x: jax.Array, rng: Key, rate: float, axis: Axes) -> jax.Array:
+    """Set elements to zero with probability `rate` and divide the others by 1 - rate.
+
+    Args:
+        x: floating array.
+        rng: PRNG key.
+        rate: probability in [0, 1).
+        axis: the axes along which the mask varies; it is shared along the others. All axes
+            give ordinary dropout, the channel axis alone drops whole feature maps.
+
+    Returns:
+        An array of the shape and dtype of `x`.
+
+    Raises:
+        TypeError: `x` is not floating, or an argument is of the wrong type.
+        ValueError: `rate` is outside [0, 1) or an axis outside `x`.
+
+    Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from
+    overfitting", 2014; Tompson et al., "Efficient object localization using convolutional
+    networks", 2015, for shared masks.
+    """
+    arguments.check_rate("dropout", "rate", rate)
+    axes = arguments.canonical_axes("dropout", axis, x.ndim)
+    arguments.require_castable("dropout", x, jnp.float32)
+    keep = 1 - rate
+    shape = tuple(length if i in axes else 1 for i, length in enumerate(x.shape))
+    mask = jax.random.bernoulli(rng, keep, shape)
+    return mask.astype(x.dtype) * x / jnp.asarray(keep, x.dtype)
+
+
+def pool(
+    x: jax.Array,
+    init_value: ArrayLike,
+    reduce_fn: Callable[[Any, Any], Any],
+    window_shape: Sizes,
+    strides: Sizes = 1,
+    padding: Padding = "VALID",
+    input_dilation: Sizes | None = None,
+    window_dilation: Sizes | None = None,
+    data_format: str = "channel_last",
+) -> jax.Array:
+    """Reduce every window of the spatial axes to one element.
+
+    An integer stands for every spatial axis. The gradient is known if `reduce_fn` is
+    `jax.lax.add`, `jax.lax.max` or `jax.lax.min` with its identity as `init_value`.
+
+    Args:
+        x: one channel axis and n spatial axes.
+        init_value: what each reduction starts from, and what padding is made of.
+        reduce_fn: associative function of two scalars.
+        window_shape: window length, or one for each spatial axis.
+        strides: distance between windows.
+        padding: "VALID", "SAME", "SAME_LOWER", an integer, or for each spatial axis an
+            integer or a pair (before, after).
+        input_dilation: distance between neighbours of `x` after it is spread with
+            `init_value`. None is 1.
+        window_dilation: distance between neighbours within a window. None is 1.
+        data_format: "channel_last", "channel_first", or a spec such as "HWCD".
+
+    Returns:
+        An array with the axes and dtype of `x`.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument has the wrong length, sign or name.
+
+    Source: `jax.lax.reduce_window`.
+    """
+    return _pool(
+        "pool", x, init_value, reduce_fn, window_shape, strides, padding, input_dilation,
+        window_dilation, data_format,
+    )  # fmt: skip
+
+
+def max_pool(
+    x: jax.Array,
+    window_shape: Sizes,
+    strides: Sizes = 1,
+    padding: Padding = "VALID",
+    input_dilation: Sizes | None = None,
+    window_dilation: Sizes | None = None,
+    data_format: str = "channel_last",
+) -> jax.Array:
+    """Return the largest element of every window, for floating and integer `x`.
+
+    Padding counts as the smallest value of the dtype. Arguments, result and errors are
+    those of `pool`.
+
+    >>> import jax.numpy as jnp
+    >>> max_pool(jnp.array([[1], [3], [2]]), 2)
+    Array([[3],
+           [3]], dtype=int32)
+    """
+    lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.inexact) else _smallest(x.dtype)
+    return _pool(
+        "max_pool", x, lowest, lax.max, window_shape, strides, padding, input_dilation,
+        window_dilation, data_format,
+    )  # fmt: skip
+
+
+def sum_pool(
+    x: jax.Array,
+    window_shape: Sizes,
+    strides: Sizes = 1,
+    padding: Padding = "VALID",
+    input_dilation: Sizes | None = None,
+    window_dilation: Sizes | None = None,
+    data_format: str = "channel_last",
+) -> jax.Array:
+    """Return the sum of every window; half precision is summed in float32.
+
+    Arguments, result and errors are those of `pool`.
+    """
+    return _sum_pool(
+        "sum_pool", x, window_shape, strides, padding, input_dilation, window_dilation, data_format
+    ).astype(x.dtype)
+
+
+def avg_pool(
+    x: jax.Array,
+    window_shape: Sizes,
+    strides: Sizes = 1,
+    padding: Padding = "VALID",
+    input_dilation: Sizes | None = None,
+    window_dilation: Sizes | None = None,
+    data_format: str = "channel_last",
+) -> jax.Array:
+    """Return the sum of every window divided by its size, padding included.
+
+    Arguments and errors are those of `pool`. Integer `x` gives float32.
+    """
+    total = _sum_pool(
+        "avg_pool", x, window_shape, strides, padding, input_dilation, window_dilation, data_format
+    )
+    size = math.prod(arguments.per_axis("avg_pool", "window_shape", window_shape, x.ndim - 1))
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
+    return (total / size).astype(dtype)
+
+
+def _smallest(dtype: np.dtype[Any]) -> int | bool:
+    return False if dtype == jnp.bool_ else int(jnp.iinfo(dtype).min)
+
+
+def _sum_pool(
+    owner: str,
+    x: jax.Array,
+    window_shape: Sizes,
+    strides: Sizes,
+    padding: Padding,
+    input_dilation: Sizes | None,
+    window_dilation: Sizes | None,
+    data_format: str,
+) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return _pool(
+        owner, x, 0, lax.add, window_shape, strides, padding, input_dilation,
+        window_dilation, data_format,
+    )  # fmt: skip
+
+
+def _pool(
+    owner: str,
+    x: jax.Array,
+    init_value: ArrayLike,
+    reduce_fn: Callable[[Any, Any], Any],
+    window_shape: Sizes,
+    strides: Sizes,
+    padding: Padding,
+    input_dilation: Sizes | None,
+    window_dilation: Sizes | None,
+    data_format: str,
+) -> jax.Array:
+    channel = arguments.channel_axis(owner, data_format, x)
+    rank = x.ndim - 1
+
+    def with_channel(per_axis: tuple[T, ...], value: T) -> tuple[T, ...]:
+        return (*per_axis[:channel], value, *per_axis[channel:])
+
+    def sizes(name: str, value: Sizes | None) -> tuple[int, ...]:
+        return with_channel(arguments.optional_per_axis(owner, name, value, rank), 1)
+
+    pads = arguments.padding_per_axis(owner, padding, rank)
+    result: jax.Array = lax.reduce_window(
+        x,
+        np.asarray(init_value, x.dtype),
+        reduce_fn,
+        sizes("window_shape", window_shape),
+        sizes("strides", strides),
+        pads if isinstance(pads, str) else with_channel(pads, (0, 0)),
+        sizes("input_dilation", input_dilation),
+        sizes("window_dilation", window_dilation),
+    )
+    return result
+
+
+def z_norm(
+    x: jax.Array, axis: str | Axes, batch_axis_name: AxisName = (), epsilon: float = 1e-05
+) -> jax.Array:
+    """Normalise to mean 0 and variance 1: y = (x - E[x]) / sqrt(Var[x] + epsilon).
+
+    Args:
+        x: array.
+        axis: the axes that E and Var are taken over: an axis, a sequence of axes, "all"
+            (layer normalisation), or "channel_last" or "channel_first" for all but the
+            last or first axis (instance normalisation).
+        batch_axis_name: name or names of mapped axes that E and Var are taken over too.
+        epsilon: small positive number.
+
+    Returns:
+        An array of the shape of `x`, and of its dtype if that is floating, else float32.
+        The statistics are computed in float32 or better; Var is the population variance.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: `axis` is an unknown string or outside `x`, or selects no element.
+
+    Source: Ba et al., "Layer normalization", 2016; Ulyanov et al., "Instance
+    normalization", 2016; Ioffe and Szegedy, "Batch normalization", 2015.
+    """
+    axes = arguments.normalized_axes("z_norm", axis, x.ndim)
+    mean, variance = mean_and_variance("z_norm", x, axes, batch_axis_name)
+    return standardize(x, mean, variance, axes, epsilon)
+
+
+def standardize(
+    x: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    axes: tuple[int, ...],
+    epsilon: float,
+) -> jax.Array:
+    """Return (x - mean) / sqrt(variance + epsilon) with statistics that lack `axes`.
+
+    It is computed in float32 or better and returned in the dtype of `x` if that is floating.
+    """
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    mean, variance = (jnp.expand_dims(s.astype(dtype), axes) for s in (mean, variance))
+    y = (x.astype(dtype) - mean) * lax.rsqrt(variance + epsilon)
+    return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else y
+
+
+def dot_product_attention_logits(query: jax.Array, key: jax.Array) -> jax.Array:
+    """Return query @ key^T / sqrt(depth).
+
+    Args:
+        query: (query_length, depth), floating.
+        key: (key_value_length, depth), of the same dtype.
+
+    Returns:
+        (query_length, key_value_length), before the softmax.
+
+    Source: Vaswani et al., "Attention is all you need", 2017.
+    """
+    _require_matrices("dot_product_attention_logits", query=query, key=key)
+    if query.shape[1] != key.shape[1]:
+        raise ValueError(
+            "dot_product_attention_logits: expected query and key of one depth, "
+            f"got shapes {query.shape} and {key.shape}"
+        )
+    scale = math.sqrt(query.shape[1])
+    return jnp.einsum("qd,kd->qk", query / jnp.asarray(scale, query.dtype), key)
+
+
+def apply_attention_weights(attention_weights: jax.Array, value: jax.Array) -> jax.Array:
+    """Return attention_weights @ value.
+
+    Args:
+        attention_weights: (query_length, key_value_length).
+        value: (key_value_length, value_depth), of the same dtype.
+
+    Returns:
+        (query_length, value_depth).
+
+    Source: Vaswani et al., "Attention is all you need", 2017.
+    """
+    _require_matrices(
+        "apply_attention_weights", attention_weights=attention_weights, value=value
+    )
+    if attention_weights.shape[1] != value.shape[0]:
+        raise ValueError(
+            "apply_attention_weights: expected as many weights in a row as values, "
+            f"got shapes {attention_weights.shape} and {value.shape}"
+        )
+    return jnp.einsum("qk,kv->qv", attention_weights, value)
+
+
+def _require_matrices(owner: str, **arrays: jax.Array) -> None:
+    for name, array in arrays.items():
+        if array.ndim != 2:
+            raise ValueError(
+                f"{owner}: expected {name} with 2 axes, got shape {array.shape}; "
+                "map other axes, as heads or a batch, with jax.vmap"
+            )
+    first, second = arrays.values()
+    if first.dtype != second.dtype:
+        raise TypeError(
+            f"{owner}: expected {' and '.join(arrays)} of one dtype, "
+            f"got {first.dtype.name} and {second.dtype.name}"
+        )

@@ -1,0 +1,127 @@
+"""Functions as layers: y = train_fn(x) in training, y = infer_fn(x) in inference."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mlax import arguments
+from mlax.pair import AxisName, Key, State, layer
+
+
+class FConfig(NamedTuple):
+    """Configuration of `f` and `f_rng`."""
+
+    train_fn: Callable[..., Any]
+    """What is called in training."""
+    infer_fn: Callable[..., Any]
+    """What is called in inference."""
+
+
+def apply(
+    params: tuple[()],
+    state: State[tuple[()], FConfig],
+    x: Any,
+    rng: Key | None = None,
+    inference_mode: bool = False,
+    batch_axis_name: AxisName = (),
+) -> tuple[Any, State[tuple[()], FConfig]]:
+    """Return the value of the function at x: see `mlax.Apply` and `mlax.f`."""
+    return _call(state.config, inference_mode, batch_axis_name, x), state
+
+
+@layer(
+    apply,
+    checks={
+        "train_fn": arguments.check_callable,
+        "infer_fn": arguments.check_optional_callable,
+    },
+)
+def f(
+    rng: Key,
+    x: Any,
+    train_fn: Callable[..., Any],
+    infer_fn: Callable[..., Any] | None = None,
+) -> tuple[tuple[()], State[tuple[()], FConfig]]:
+    """A function as a layer: y = train_fn(x).
+
+    A function that has a parameter `axis_name` is called with axis_name=batch_axis_name.
+
+    Args:
+        train_fn: called in training, `train_fn(x)`.
+        infer_fn: called in inference; None is `train_fn`.
+
+    Raises:
+        TypeError: an argument is not a function.
+
+    >>> import jax, jax.numpy as jnp, mlax
+    >>> params, state = mlax.f.init(jax.random.key(0), jnp.ones(2), jax.nn.relu)
+    >>> mlax.f.apply(params, state, jnp.array([-1.0, 1.0]))[0]
+    Array([0., 1.], dtype=float32)
+    """
+    return (), State((), FConfig(train_fn, infer_fn or train_fn))
+
+
+def apply_rng(
+    params: tuple[()],
+    state: State[tuple[()], FConfig],
+    x: Any,
+    rng: Key | None = None,
+    inference_mode: bool = False,
+    batch_axis_name: AxisName = (),
+) -> tuple[Any, State[tuple[()], FConfig]]:
+    """Return the value of the function at x and rng: see `mlax.Apply` and `mlax.f_rng`."""
+    if not inference_mode:
+        arguments.required_key("f_rng", rng)
+    return _call(state.config, inference_mode, batch_axis_name, x, rng), state
+
+
+@layer(
+    apply_rng,
+    needs_rng=True,
+    checks={
+        "train_fn": arguments.check_callable,
+        "infer_fn": arguments.check_optional_callable,
+    },
+)
+def f_rng(
+    rng: Key,
+    x: Any,
+    train_fn: Callable[..., Any],
+    infer_fn: Callable[..., Any] | None = None,
+) -> tuple[tuple[()], State[tuple[()], FConfig]]:
+    """A function of the input and a key as a layer: y = train_fn(x, rng).
+
+    Needs a key in training. A function that has a parameter `axis_name` is called with
+    axis_name=batch_axis_name.
+
+    Args:
+        train_fn: called in training, `train_fn(x, rng)`.
+        infer_fn: called in inference, where rng may be None; None is `train_fn`.
+
+    Raises:
+        TypeError: an argument is not a function.
+        ValueError: there is no key in training.
+
+    >>> import jax, jax.numpy as jnp, mlax
+    >>> def noise(x, rng):
+    ...     return x + jax.random.normal(rng, x.shape)
+    >>> init, apply = mlax.f_rng(noise, lambda x, rng: x)
+    >>> params, state = init(jax.random.key(0), jnp.ones(2))
+    >>> apply(params, state, jnp.ones(2), inference_mode=True)[0]
+    Array([1., 1.], dtype=float32)
+    """
+    return (), State((), FConfig(train_fn, infer_fn or train_fn))
+
+
+def _call(config: FConfig, inference_mode: bool, batch_axis_name: AxisName, *args: Any) -> Any:
+    function = config.infer_fn if inference_mode else config.train_fn
+    if _takes_axis_name(function):
+        return function(*args, axis_name=batch_axis_name)
+    return function(*args)
+
+
+def _takes_axis_name(function: Callable[..., Any]) -> bool:
+    try:
+        return "axis_name" in inspect.signature(function).parameters
+    except ValueError:  # a builtin without a signature
+        return False

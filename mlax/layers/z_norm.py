@@ -1,0 +1,133 @@
+"""Normalisation with running statistics: y = (x - E[x]) / sqrt(Var[x] + epsilon).
+
+    x          any shape
+    mean, var  the shape of x without `axis`
+    y          the shape of x
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from mlax import arguments
+from mlax.arguments import Axes
+from mlax.functional import standardize
+from mlax.initializers import Initializer, initialize
+from mlax.pair import AxisName, Key, State, layer
+from mlax.statistics import mean_and_variance
+
+
+class ZNormVariables(NamedTuple):
+    """Variables of `z_norm`: the running statistics."""
+
+    mean: jax.Array
+    """The shape of x without the axes normalised over."""
+    var: jax.Array
+    """The shape of x without the axes normalised over."""
+
+
+class ZNormConfig(NamedTuple):
+    """Configuration of `z_norm`."""
+
+    axis: str | tuple[int, ...]
+    """The axes normalised over."""
+    epsilon: float
+    """What is added to the variance."""
+    momentum: float
+    """The share of the old statistics in the new ones."""
+
+
+def apply(
+    params: tuple[()],
+    state: State[ZNormVariables, ZNormConfig],
+    x: jax.Array,
+    rng: Key | None = None,
+    inference_mode: bool = False,
+    batch_axis_name: AxisName = (),
+) -> tuple[jax.Array, State[ZNormVariables, ZNormConfig]]:
+    """Return x normalised: see `mlax.Apply` and `mlax.z_norm`."""
+    axis, epsilon, momentum = state.config
+    axes = arguments.normalized_axes("z_norm", axis, x.ndim)
+    running = state.variables
+    shape = tuple(length for i, length in enumerate(x.shape) if i not in axes)
+    if running.mean.shape != shape:
+        raise ValueError(
+            f"z_norm: expected x to fit statistics of shape {running.mean.shape} when axis is "
+            f"{axis!r}, got shape {x.shape}"
+        )
+    if inference_mode:
+        return standardize(x, running.mean, running.var, axes, epsilon), state
+
+    mean, var = mean_and_variance("z_norm", x, axes, batch_axis_name)
+
+    def updated(old: jax.Array, new: jax.Array) -> jax.Array:
+        return (momentum * old.astype(new.dtype) + (1 - momentum) * new).astype(old.dtype)
+
+    variables = ZNormVariables(updated(running.mean, mean), updated(running.var, var))
+    return standardize(x, mean, var, axes, epsilon), State(variables, state.config)
+
+
+@layer(
+    apply,
+    checks={
+        "axis": arguments.check_normalized_axis,
+        "epsilon": arguments.check_epsilon,
+        "momentum": arguments.check_momentum,
+        "mean_initializer": arguments.check_callable,
+        "variance_initializer": arguments.check_callable,
+        "dtype": arguments.check_dtype,
+    },
+)
+def z_norm(
+    rng: Key,
+    x: jax.Array | jax.ShapeDtypeStruct,
+    axis: str | Axes,
+    epsilon: float = 1e-05,
+    momentum: float = 0.9,
+    mean_initializer: Initializer = jax.nn.initializers.zeros,
+    variance_initializer: Initializer = jax.nn.initializers.ones,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[tuple[()], State[ZNormVariables, ZNormConfig]]:
+    """Normalisation to mean 0 and variance 1: y = (x - E[x]) / sqrt(Var[x] + epsilon).
+
+    In training E and Var are those of x over `axis` and over the axes in `batch_axis_name`,
+    and the running statistics become momentum * old + (1 - momentum) * new. In inference
+    the running statistics are used and stay as they are. Statistics are computed in float32
+    or better, whatever the dtype of x; Var is the population variance.
+
+    Args:
+        axis: the axes normalised over: an axis, a sequence of axes, "channel_last" or
+            "channel_first" for all but the last or first axis, or "all".
+        epsilon: small number that keeps the quotient finite.
+        momentum: in [0, 1].
+        mean_initializer: called with the shape of the running mean.
+        variance_initializer: called with the shape of the running variance.
+        dtype: dtype of the running statistics.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: `axis` is an unknown string or outside x, or x does not fit the statistics.
+
+    Source: Ioffe and Szegedy, "Batch normalization", 2015.
+
+    >>> import jax, jax.numpy as jnp, mlax
+    >>> batch = jnp.array([[1.0], [3.0]])
+    >>> params, state = mlax.z_norm.init(jax.random.key(0), batch[0], axis=())
+    >>> def example(x, state):
+    ...     return mlax.z_norm.apply(params, state, x, None, False, "batch")
+    >>> y, state = jax.vmap(example, (0, None), (0, None), axis_name="batch")(batch, state)
+    >>> state.variables.mean
+    Array([0.2], dtype=float32)
+    """
+    axes = arguments.normalized_axes("z_norm", axis, len(x.shape))
+    shape = tuple(length for i, length in enumerate(x.shape) if i not in axes)
+    keys = (jax.random.fold_in(rng, i) for i in range(2))
+    initializers = {"mean_initializer": mean_initializer, "variance_initializer": variance_initializer}
+    mean, var = (
+        initialize("z_norm", name, initializer, key, shape, dtype)
+        for (name, initializer), key in zip(initializers.items(), keys, strict=True)
+    )
+    config = ZNormConfig(arguments.hashable_axis("z_norm", axis), epsilon, momentum)
+    return (), State(ZNormVariables(mean, var), config)

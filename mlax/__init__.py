@@ -1,5 +1,7 @@
 """mlax: neural-network layers as pairs of pure functions, on JAX."""
 
+from mlax import functional, nn
+from mlax.bridge import as_layer, as_module
 from mlax.combinators.parallel import parallel
 from mlax.combinators.recurrent import recurrent
 from mlax.combinators.series import series
@@ -12,6 +14,13 @@ from mlax.layers.linear import linear
 from mlax.layers.pool import avg_pool, max_pool, pool, sum_pool
 from mlax.layers.scaler import scaler
 from mlax.layers.z_norm import z_norm
+from mlax.module import (
+    Module,
+    Parameter,
+    is_leaf_param,
+    is_non_trainable_param,
+    is_trainable_param,
+)
 from mlax.pair import Apply, AxisName, Init, Key, Layer, Pair, State, layer, needs_rng
 
 __all__ = [
@@ -20,8 +29,12 @@ __all__ = [
     "Init",
     "Key",
     "Layer",
+    "Module",
     "Pair",
+    "Parameter",
     "State",
+    "as_layer",
+    "as_module",
     "avg_pool",
     "bias",
     "conv",
@@ -29,10 +42,15 @@ __all__ = [
     "embed",
     "f",
     "f_rng",
+    "functional",
+    "is_leaf_param",
+    "is_non_trainable_param",
+    "is_trainable_param",
     "layer",
     "linear",
     "max_pool",
     "needs_rng",
+    "nn",
     "parallel",
     "pool",
     "recurrent",

@@ -8,10 +8,11 @@ pair whose hyperparameters are bound, and `layer` turns two such functions into 
 the pair itself and the constructor of its layers.
 """
 
+import copy
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
 from typing import (
     Any,
     Concatenate,
@@ -49,7 +50,7 @@ H = ParamSpec("H")
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["config"]
 )
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class State(Generic[V_co, C_co]):
     """What `apply` needs besides parameters and input, as one pytree node.
 
@@ -62,6 +63,10 @@ class State(Generic[V_co, C_co]):
 
     variables: V_co
     config: C_co
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy the variables and keep the config, which never changes."""
+        return dataclasses.replace(self, variables=copy.deepcopy(self.variables, memo))
 
 
 class Init(Protocol[P_co, S_co]):
@@ -130,7 +135,7 @@ class Layer(NamedTuple, Generic[P, S, X_contra, Y_co]):
         return f"Layer(init={self.init!r}, apply={self.apply!r})"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _BoundInit(Generic[P_co, S_co]):
     """`init` with its hyperparameters: picklable, and equal if they are equal."""
 
@@ -145,6 +150,9 @@ class _BoundInit(Generic[P_co, S_co]):
     def __call__(self, rng: Key, x: Any) -> tuple[P_co, S_co]:
         return self.init(rng, x, *self.args, **self.kwargs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
     def __repr__(self) -> str:
         arguments = [_source(value) for value in self.args]
         arguments += [f"{name}={_source(value)}" for name, value in self.kwargs.items()]
@@ -153,7 +161,9 @@ class _BoundInit(Generic[P_co, S_co]):
 
 def _source(value: object) -> str:
     """Return how `value` is written in a program: functions by their name."""
-    return value.__name__ if inspect.isroutine(value) or inspect.isclass(value) else repr(value)
+    if isinstance(value, Layer):
+        return repr(value)
+    return str(value.__name__) if callable(value) and hasattr(value, "__name__") else repr(value)
 
 
 _NEEDING_RNG: set[object] = set()
@@ -221,19 +231,20 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
 
     def bind(self, *args: object, **kwargs: object) -> Layer[P, S, X_contra, Y_co]:
         """Check the hyperparameters and return the layer that has them."""
-        self._check(*args, **kwargs)
+        self.check(*args, **kwargs)
         apply = self.apply
         if callable(self._needs_rng) and self._needs_rng(*args, **kwargs):
             apply = self.apply_rng
         return Layer(_BoundInit(self.init, args, kwargs), apply)
 
-    def _check(self, *args: object, **kwargs: object) -> None:
+    def check(self, *args: object, **kwargs: object) -> None:
+        """Raise if these hyperparameters are wrong whatever the input."""
         try:
             bound = self.__signature__.bind(*args, **kwargs)
         except TypeError as error:
-            signature = self.__signature__.replace(return_annotation=inspect.Signature.empty)
+            arguments = ", ".join(self.__signature__.parameters)
             raise TypeError(
-                f"{self.__name__}: {error}; expected {self.__name__}{signature}"
+                f"{self.__name__}: {error}; expected {self.__name__}({arguments})"
             ) from None
         for name, check in self._checks.items():
             if name in bound.arguments:
@@ -242,7 +253,7 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
     def _checked(self, init: Callable[..., tuple[P, S]]) -> Callable[..., tuple[P, S]]:
         @functools.wraps(init)
         def checked(rng: Key, x: Any, *args: object, **kwargs: object) -> tuple[P, S]:
-            self._check(*args, **kwargs)
+            self.check(*args, **kwargs)
             return init(rng, x, *args, **kwargs)
 
         checked.__qualname__ = f"{init.__qualname__}.init"
@@ -271,6 +282,10 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
 
     def __reduce__(self) -> str:
         return self.__qualname__
+
+    def __repr__(self) -> str:
+        """Return the name of the pair."""
+        return f"<pair {self.__name__}>"
 
 
 class Pair(PairBase[P, S, X_contra, Y_co], Generic[H, P, S, X_contra, Y_co]):

@@ -3,7 +3,7 @@
 params and variables are those of the cell.
 """
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -42,12 +42,21 @@ class RecurrentConfig(NamedTuple):
 class Recurrent(PairBase[Any, State[Any, RecurrentConfig], tuple[Any, Any], tuple[Any, Any]]):
     """The type of `recurrent`: what is known of the cell is known of the loop."""
 
+    @overload
     def __call__(
         self,
         cell: Layer[P, State[V, Any], tuple[X, H], tuple[Y, H]],
         reverse: bool = False,
         unroll: int = 1,
-    ) -> Layer[P, State[V, RecurrentConfig], tuple[X, H], tuple[Y, H]]:
+    ) -> Layer[P, State[V, RecurrentConfig], tuple[X, H], tuple[Y, H]]: ...
+    @overload
+    def __call__(
+        self,
+        cell: Layer[P, V, tuple[X, H], tuple[Y, H]],
+        reverse: bool = False,
+        unroll: int = 1,
+    ) -> Layer[P, State[V, RecurrentConfig], tuple[X, H], tuple[Y, H]]: ...
+    def __call__(self, cell: AnyLayer, reverse: bool = False, unroll: int = 1) -> AnyLayer:
         """Return the cell run over time."""
         return self.bind(cell, reverse, unroll)
 

@@ -161,7 +161,7 @@ def conv(
     ((4, 3, 3, 3), (6, 6, 4))
     """
     arguments.require_castable("conv", x, dtype)
-    arguments.require_rank("conv", x, 1)
+    arguments.require_rank("conv", x, 2)
     rank = len(x.shape) - 1
     x_spec, kernel_spec, y_spec = specs = _specs(data_format, rank)
     if len(x_spec) != len(x.shape):

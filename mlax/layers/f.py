@@ -1,11 +1,31 @@
 """Functions as layers: y = train_fn(x) in training, y = infer_fn(x) in inference."""
 
+import copyreg
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 from mlax import arguments
 from mlax.pair import AxisName, Key, State, layer
+
+
+def _reduce_by_name(function: Any) -> str | tuple[Any, ...]:
+    """Pickle a function of jax by its name; others as they would be."""
+    found: Any = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    if found is function and function.__module__.startswith("jax."):
+        return str(function.__qualname__)
+    reduced: str | tuple[Any, ...] = object.__reduce_ex__(function, 4)
+    return reduced
+
+
+# Without this jax.nn.relu and jax.numpy.ravel, and so the state of f, cannot be pickled.
+for _type in (jax.custom_jvp, jax.custom_vjp, type(jax.jit(lambda x: x))):
+    copyreg.pickle(_type, _reduce_by_name)
 
 
 class FConfig(NamedTuple):

@@ -1,0 +1,400 @@
+"""The object base: `Parameter` and `Module`, mutable objects that are pytrees.
+
+A module's attributes that are parameters or modules are its children, by name; all others
+are static: they belong to the tree structure, as `jax.jit` sees it, and two structures are
+equal if the static attributes are, arrays and PRNG keys among them.
+"""
+
+import copy
+import functools
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, Self, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import GetAttrKey
+
+from mlax.pair import AxisName, Key
+
+__all__ = [
+    "Module",
+    "Parameter",
+    "is_leaf_param",
+    "is_non_trainable_param",
+    "is_trainable_param",
+]
+
+KeyPath: TypeAlias = tuple[Hashable, ...]
+"""Where a leaf stands in a pytree: key entries, as those of `jax.tree_util`."""
+
+
+class Parameter:
+    """A pytree node with one child, `data`; every other attribute is static.
+
+    Attributes:
+        trainable: True for a leaf that is trained, False for one that is not (running
+            statistics), None for a container whose data holds modules or parameters.
+        data: a pytree; None where it was filtered out or not set up yet.
+    """
+
+    trainable: bool | None
+    data: Any
+    """Any pytree: what it holds is known to the module that sets it."""
+
+    def __init__(self, trainable: bool | None, data: Any = None) -> None:
+        """Hold `data`."""
+        self.trainable = trainable
+        self.data = data
+
+    def __repr__(self) -> str:
+        """Return the class name and every attribute."""
+        return _repr(self)
+
+
+def is_trainable_param(x: object) -> bool:
+    """Return whether x is a `Parameter` that is trained."""
+    return isinstance(x, Parameter) and x.trainable is True
+
+
+def is_non_trainable_param(x: object) -> bool:
+    """Return whether x is a leaf `Parameter` that is not trained."""
+    return isinstance(x, Parameter) and x.trainable is False
+
+
+def is_leaf_param(x: object) -> bool:
+    """Return whether x is a `Parameter` that is no container."""
+    return isinstance(x, Parameter) and x.trainable is not None
+
+
+class Module:
+    """Base of layers and models written as classes.
+
+    A subclass defines `__init__`, `setup` and `forward`. Subclassing registers the class as
+    a pytree with keys.
+
+    >>> import jax, jax.numpy as jnp, mlax
+    >>> class Gain(mlax.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.gain = mlax.Parameter(trainable=True)
+    ...     def setup(self, x):
+    ...         self.gain.data = jnp.full(x.shape, 2.0)
+    ...     def forward(self, x, rng=None, inference_mode=False, batch_axis_name=()):
+    ...         return self.gain.data * x
+    >>> y, gain = Gain()(jnp.ones(2), None)
+    >>> y
+    Array([2., 2.], dtype=float32)
+    >>> jax.tree_util.keystr(jax.tree_util.tree_leaves_with_path(gain)[0][0])
+    '.gain.data'
+    """
+
+    __slots__ = ("__dict__", "__weakref__", "_structure")
+
+    initialized: bool
+    """Whether `setup` has run."""
+    _structure: "_Structure | None"
+
+    def __init__(self) -> None:
+        """Begin as a module that is not set up."""
+        self.initialized = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Register the subclass as a pytree with keys."""
+        super().__init_subclass__(**kwargs)
+        jax.tree_util.register_pytree_with_keys(
+            cls, _flatten_module_with_keys, functools.partial(_unflatten, cls), _flatten_module
+        )
+
+    def setup(self, x: Any) -> None:
+        """Create the parameters, from the shapes and dtypes of `x`.
+
+        Submodules may be left for `forward` to set up, by calling them.
+        """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the output: `forward(x, rng, inference_mode=False, batch_axis_name=())`.
+
+        The arguments are those of `mlax.Apply`. It may change parameters and submodules. A
+        default of None for `rng` says that the module needs no key. (The signature is open
+        so that each subclass can declare its own.)
+        """
+        raise NotImplementedError(f"{type(self).__name__}.forward")
+
+    def __call__(
+        self,
+        x: Any,
+        rng: Key | None,
+        inference_mode: bool = False,
+        batch_axis_name: AxisName = (),
+    ) -> tuple[Any, Self]:
+        """Set up if that has not been done, and return `(forward(...), self)`."""
+        if not self.initialized:
+            self.setup(x)
+            self.initialized = True
+        return self.apply(x, rng, inference_mode, batch_axis_name)
+
+    def apply(
+        self,
+        x: Any,
+        rng: Key | None,
+        inference_mode: bool = False,
+        batch_axis_name: AxisName = (),
+    ) -> tuple[Any, Self]:
+        """Return `(forward(...), self)` of a module that is set up."""
+        return self.forward(x, rng, inference_mode, batch_axis_name), self
+
+    def filter(
+        self, f: Callable[[Parameter], bool] = is_trainable_param, inverse: bool = False
+    ) -> Self:
+        """Return a copy in which the leaf parameters that `f` rejects have no data.
+
+        With `inverse` it is those that `f` accepts.
+
+        Raises:
+            AttributeError: the module is not initialized.
+        """
+        return self.filter_with_path(lambda _, parameter: f(parameter) != inverse)
+
+    def partition(self, f: Callable[[Parameter], bool] = is_trainable_param) -> tuple[Self, Self]:
+        """Return `(filter(f), filter(f, inverse=True))`."""
+        return self.filter(f), self.filter(f, inverse=True)
+
+    def filter_with_path(self, f: Callable[[KeyPath, Parameter], bool]) -> Self:
+        """Return a copy in which the leaf parameters that `f(path, parameter)` rejects are empty.
+
+        The path is a tuple of key entries, as `jax.tree_util.tree_map_with_path` gives them.
+
+        Raises:
+            AttributeError: the module is not initialized.
+        """
+        if not self.initialized:
+            raise AttributeError(
+                f"{type(self).__name__}: expected an initialized module to filter; call it once, "
+                "module(x, rng)"
+            )
+
+        def kept(path: KeyPath, leaf: Any) -> Any:
+            if not is_leaf_param(leaf):
+                return leaf
+            parameter = copy.copy(leaf)
+            if not f(path, leaf):
+                parameter.data = None
+            return parameter
+
+        filtered: Self = jax.tree_util.tree_map_with_path(kept, self, is_leaf=is_leaf_param)
+        return filtered
+
+    def partition_with_path(self, f: Callable[[KeyPath, Parameter], bool]) -> tuple[Self, Self]:
+        """Return the copy that `f` accepts and the copy that it rejects."""
+        return self.filter_with_path(f), self.filter_with_path(lambda *args: not f(*args))
+
+    def combine(self, *others: Self) -> Self:
+        """Return a copy whose empty parameters are those of the first other that has them.
+
+        Static attributes are those of this module.
+
+        Raises:
+            ValueError: the modules have not the same parameters.
+        """
+        flatten = functools.partial(
+            jax.tree_util.tree_flatten_with_path,
+            is_leaf=lambda node: node is None or is_leaf_param(node),
+        )
+        entries, structure = flatten(self)
+        columns = [flatten(other)[0] for other in others]
+        paths = [path for path, _ in entries]
+        for column in columns:
+            for path, other in zip(paths, (path for path, _ in column), strict=False):
+                if path != other:
+                    raise ValueError(_misfit(self, path, jax.tree_util.keystr(other)))
+            if len(column) != len(entries):
+                raise ValueError(_misfit(self, (), f"{len(column)} of them, not {len(entries)}"))
+
+        def combined(leaf: Any, candidates: Iterable[Any]) -> Any:
+            if not is_leaf_param(leaf):
+                return leaf
+            chosen = (p for p in (leaf, *candidates) if p.data is not None)
+            return copy.copy(next(chosen, leaf))
+
+        leaves = [
+            combined(leaf, [column[i][1] for column in columns])
+            for i, (_, leaf) in enumerate(entries)
+        ]
+        module: Self = jax.tree.unflatten(structure, leaves)
+        return module
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute: a child if it is a parameter or a module, else static."""
+        object.__setattr__(self, name, value)
+        object.__setattr__(self, "_structure", None)
+
+    def __delattr__(self, name: str) -> None:
+        """Delete an attribute of a module that is not initialized.
+
+        Raises:
+            AttributeError: there is none, or the module is initialized.
+        """
+        if self.initialized:
+            raise AttributeError(
+                f"{type(self).__name__}: expected no deletion of {name!r} from an initialized "
+                "module; set it to None"
+            )
+        object.__delattr__(self, name)
+        object.__setattr__(self, "_structure", None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy the children; static attributes only if they could be changed in place."""
+        attributes = {
+            name: copy.deepcopy(value, memo)
+            if isinstance(value, Parameter | Module) or _is_mutable(value)
+            else value
+            for name, value in vars(self).items()
+        }
+        copied: Self = object.__new__(type(self))
+        copied.__setstate__(attributes)
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return every attribute."""
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Set every attribute."""
+        self.__dict__.update(state)
+        object.__setattr__(self, "_structure", None)
+
+    def __repr__(self) -> str:
+        """Return the class name and every attribute."""
+        return _repr(self)
+
+
+def _misfit(module: Module, path: KeyPath, got: str) -> str:
+    where = jax.tree_util.keystr(path) or "as many parameters"
+    return f"{type(module).__name__}.combine: expected {where} in the other module too, got {got}"
+
+
+def _repr(instance: object) -> str:
+    attributes = ", ".join(f"{name}={value!r}" for name, value in vars(instance).items())
+    return f"{type(instance).__name__}({attributes})"
+
+
+class _Structure:
+    """The attributes of a parameter or module without its children: the static part of a node.
+
+    Attributes:
+        names: the names of the children.
+        attributes: every attribute in the order in which it was set, None for children.
+        mutable: whether a static attribute could be changed in place. If so, it is copied
+            here and again for each new instance, so that a structure never changes.
+    """
+
+    __slots__ = ("attributes", "mutable", "names")
+
+    def __init__(self, attributes: dict[str, Any], names: tuple[str, ...]) -> None:
+        static = {n: None if n in names else value for n, value in attributes.items()}
+        self.names = names
+        self.mutable = any(map(_is_mutable, static.values()))
+        self.attributes = copy.deepcopy(static) if self.mutable else static
+
+    def instance_attributes(self, children: Iterable[Any]) -> dict[str, Any]:
+        attributes = copy.deepcopy(self.attributes) if self.mutable else self.attributes.copy()
+        attributes.update(zip(self.names, children, strict=True))
+        return attributes
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, _Structure)
+            and self.names == other.names
+            and _equal(self.attributes, other.attributes)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+    def __repr__(self) -> str:
+        return repr({n: v for n, v in self.attributes.items() if n not in self.names})
+
+
+def _is_mutable(value: object) -> bool:
+    if isinstance(value, tuple):
+        return any(map(_is_mutable, value))
+    return isinstance(value, list | dict | set | bytearray | np.ndarray)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Return whether two static values are equal, element by element where they are arrays."""
+    if a is b:
+        return True
+    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+        return False
+    if isinstance(a, jax.Array | np.ndarray) and isinstance(b, jax.Array | np.ndarray):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        return np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, functools.partial):
+        return _equal((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
+    try:
+        return bool(a == b)
+    except (TypeError, ValueError):
+        return False
+
+
+_PLAIN = {t: _Structure({"trainable": t, "data": None}, ("data",)) for t in (True, False, None)}
+
+
+def _flatten_parameter(parameter: Parameter) -> tuple[tuple[Any], _Structure]:
+    attributes = vars(parameter)
+    if len(attributes) == 2:
+        return (parameter.data,), _PLAIN[parameter.trainable]
+    return (parameter.data,), _Structure(attributes, ("data",))
+
+
+def _flatten_parameter_with_keys(
+    parameter: Parameter,
+) -> tuple[tuple[tuple[Hashable, Any]], _Structure]:
+    children, structure = _flatten_parameter(parameter)
+    return ((GetAttrKey("data"), *children),), structure
+
+
+def _flatten_module(module: Module) -> tuple[Iterable[Any], _Structure]:
+    structure = module._structure
+    attributes = module.__dict__
+    if structure is None:
+        names = tuple(n for n, value in attributes.items() if isinstance(value, Parameter | Module))
+        structure = _Structure(attributes, names)
+        if not structure.mutable:
+            object.__setattr__(module, "_structure", structure)
+    return [attributes[name] for name in structure.names], structure
+
+
+def _flatten_module_with_keys(
+    module: Module,
+) -> tuple[Iterator[tuple[Hashable, Any]], _Structure]:
+    children, structure = _flatten_module(module)
+    return zip(map(GetAttrKey, structure.names), children, strict=True), structure
+
+
+def _unflatten(cls: type[Any], structure: _Structure, children: Iterable[Any]) -> Any:
+    instance = object.__new__(cls)
+    instance.__dict__.update(structure.instance_attributes(children))
+    if issubclass(cls, Module):
+        cached = None if structure.mutable else structure
+        object.__setattr__(instance, "_structure", cached)
+    return instance
+
+
+jax.tree_util.register_pytree_with_keys(
+    Parameter,
+    _flatten_parameter_with_keys,
+    functools.partial(_unflatten, Parameter),
+    _flatten_parameter,
+)

@@ -1,0 +1,54 @@
+"""`F` and `FRng`: `mlax.f` and `mlax.f_rng` as modules."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mlax.layers.f import FConfig, f, f_rng
+from mlax.module import Module
+from mlax.pair import AxisName, Key, State
+
+
+class F(Module):
+    """A function as a module: see `mlax.f`."""
+
+    def __init__(
+        self, train_fn: Callable[..., Any], infer_fn: Callable[..., Any] | None = None
+    ) -> None:
+        """Keep the functions for training and for inference."""
+        super().__init__()
+        f.check(train_fn, infer_fn)
+        self.config = FConfig(train_fn, infer_fn or train_fn)
+
+    def forward(
+        self,
+        x: Any,
+        rng: None = None,
+        inference_mode: bool = False,
+        batch_axis_name: AxisName = (),
+    ) -> Any:
+        """Return the value of the function at x."""
+        y, _ = f.apply((), State((), self.config), x, None, inference_mode, batch_axis_name)
+        return y
+
+
+class FRng(Module):
+    """A function of the input and a key as a module: see `mlax.f_rng`."""
+
+    def __init__(
+        self, train_fn: Callable[..., Any], infer_fn: Callable[..., Any] | None = None
+    ) -> None:
+        """Keep the functions for training and for inference."""
+        super().__init__()
+        f_rng.check(train_fn, infer_fn)
+        self.config = FConfig(train_fn, infer_fn or train_fn)
+
+    def forward(
+        self,
+        x: Any,
+        rng: Key | None,
+        inference_mode: bool = False,
+        batch_axis_name: AxisName = (),
+    ) -> Any:
+        """Return the value of the function at x and rng."""
+        y, _ = f_rng.apply((), State((), self.config), x, rng, inference_mode, batch_axis_name)
+        return y

@@ -1,0 +1,58 @@
+"""`ZNorm`: `mlax.z_norm` as a module."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from mlax.arguments import Axes
+from mlax.initializers import Initializer
+from mlax.layers.z_norm import ZNormVariables, z_norm
+from mlax.module import Module, Parameter
+from mlax.pair import AxisName, Key, State
+
+
+class ZNorm(Module):
+    """Normalisation with running statistics: see `mlax.z_norm`.
+
+    They are the parameters `moving_mean` and `moving_var`, which are not trained.
+    """
+
+    def __init__(
+        self,
+        rng: Key,
+        axis: str | Axes,
+        epsilon: float = 1e-05,
+        momentum: float = 0.9,
+        mean_initializer: Initializer = jax.nn.initializers.zeros,
+        variance_initializer: Initializer = jax.nn.initializers.ones,
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
+        """Keep the key and the hyperparameters, which are those of `mlax.z_norm`."""
+        super().__init__()
+        self.rng = rng
+        self.layer = z_norm(
+            axis, epsilon, momentum, mean_initializer, variance_initializer, dtype
+        )
+        self.moving_mean = Parameter(trainable=False)
+        self.moving_var = Parameter(trainable=False)
+
+    def setup(self, x: jax.Array) -> None:
+        """Create the running statistics."""
+        _, state = self.layer.init(self.rng, x)
+        self.moving_mean.data, self.moving_var.data = state.variables
+        self.config = state.config
+
+    def forward(
+        self,
+        x: jax.Array,
+        rng: None = None,
+        inference_mode: bool = False,
+        batch_axis_name: AxisName = (),
+    ) -> jax.Array:
+        """Return x normalised; in training the running statistics are brought up to date."""
+        variables = ZNormVariables(self.moving_mean.data, self.moving_var.data)
+        y, state = z_norm.apply(
+            (), State(variables, self.config), x, None, inference_mode, batch_axis_name
+        )
+        self.moving_mean.data, self.moving_var.data = state.variables
+        return y

@@ -1,6 +1,6 @@
 """mlax: neural-network layers as pairs of pure functions, on JAX."""
 
-from mlax import functional, nn
+from mlax import functional, nn, typed
 from mlax.bridge import as_layer, as_module
 from mlax.combinators.parallel import parallel
 from mlax.combinators.recurrent import recurrent
@@ -57,5 +57,6 @@ __all__ = [
     "scaler",
     "series",
     "sum_pool",
+    "typed",
     "z_norm",
 ]

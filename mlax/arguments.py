@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 Axes: TypeAlias = int | Sequence[int]
@@ -80,7 +81,7 @@ def check_epsilon(owner: str, name: str, value: Any) -> None:
 def _check_number(
     owner: str, name: str, value: Any, wanted: str, fits: Callable[[Any], bool]
 ) -> None:
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     if not isinstance(value, int | float | np.number):
         raise TypeError(message(owner, name, f"a number {wanted}", repr(value)))

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from mlax import arguments
 from mlax.arguments import Axes, Padding, Sizes
 from mlax.pair import AxisName, Key
-from mlax.statistics import mean_and_variance
+from mlax.statistics import statistics
 
 __all__ = [
     "apply_attention_weights",
@@ -267,25 +267,23 @@ def z_norm(
     normalization", 2016; Ioffe and Szegedy, "Batch normalization", 2015.
     """
     axes = arguments.normalized_axes("z_norm", axis, x.ndim)
-    mean, variance = mean_and_variance("z_norm", x, axes, batch_axis_name)
-    return standardize(x, mean, variance, axes, epsilon)
+    centred, _, variance = statistics("z_norm", x, axes, batch_axis_name)
+    return scale_to_unit(centred, variance, axes, epsilon, x.dtype)
 
 
-def standardize(
-    x: jax.Array,
-    mean: jax.Array,
+def scale_to_unit(
+    centred: jax.Array,
     variance: jax.Array,
     axes: tuple[int, ...],
     epsilon: float,
+    dtype: np.dtype[Any],
 ) -> jax.Array:
-    """Return (x - mean) / sqrt(variance + epsilon) with statistics that lack `axes`.
+    """Return centred / sqrt(variance + epsilon), in `dtype` if that is floating.
 
-    It is computed in float32 or better and returned in the dtype of `x` if that is floating.
+    The variance lacks `axes`.
     """
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    mean, variance = (jnp.expand_dims(s.astype(dtype), axes) for s in (mean, variance))
-    y = (x.astype(dtype) - mean) * lax.rsqrt(variance + epsilon)
-    return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else y
+    y = centred * lax.rsqrt(jnp.expand_dims(variance, axes) + epsilon)
+    return y.astype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else y
 
 
 def dot_product_attention_logits(query: jax.Array, key: jax.Array) -> jax.Array:

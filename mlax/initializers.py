@@ -21,6 +21,7 @@ class Initializer(Protocol):
 
     def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike, /) -> jax.Array:
         """Return an array of that shape and dtype, drawn with `key`."""
+        ...
 
 
 def glorot_uniform(key: Key, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:

@@ -8,11 +8,12 @@ equal if the static attributes are, arrays and PRNG keys among them.
 import copy
 import functools
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import GetAttrKey
 
 from mlax.pair import AxisName, Key
@@ -24,6 +25,11 @@ __all__ = [
     "is_non_trainable_param",
     "is_trainable_param",
 ]
+
+Y = TypeVar("Y")
+M = TypeVar("M")
+Y_co = TypeVar("Y_co", covariant=True)
+M_co = TypeVar("M_co", covariant=True)
 
 KeyPath: TypeAlias = tuple[Hashable, ...]
 """Where a leaf stands in a pytree: key entries, as those of `jax.tree_util`."""
@@ -65,6 +71,27 @@ def is_non_trainable_param(x: object) -> bool:
 def is_leaf_param(x: object) -> bool:
     """Return whether x is a `Parameter` that is no container."""
     return isinstance(x, Parameter) and x.trainable is not None
+
+
+class _HasForward(Protocol[Y_co]):
+    def forward(self, *args: Any, **kwargs: Any) -> Y_co: ...
+
+
+class _Call(Protocol[Y_co, M_co]):
+    def __call__(
+        self,
+        x: Any,
+        rng: Key | None,
+        inference_mode: bool = False,
+        batch_axis_name: AxisName = (),
+    ) -> tuple[Y_co, M_co]: ...
+
+
+class _TypedCall:
+    """For type checkers: what `forward` of the instance returns, and the class of the instance."""
+
+    def __get__(self, instance: _HasForward[Y], owner: type[M]) -> _Call[Y, M]:
+        raise NotImplementedError
 
 
 class Module:
@@ -121,28 +148,21 @@ class Module:
         """
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
-    def __call__(
-        self,
-        x: Any,
-        rng: Key | None,
-        inference_mode: bool = False,
-        batch_axis_name: AxisName = (),
-    ) -> tuple[Any, Self]:
-        """Set up if that has not been done, and return `(forward(...), self)`."""
-        if not self.initialized:
-            self.setup(x)
-            self.initialized = True
-        return self.apply(x, rng, inference_mode, batch_axis_name)
+    if TYPE_CHECKING:
+        __call__ = _TypedCall()
+        apply = _TypedCall()
+    else:
 
-    def apply(
-        self,
-        x: Any,
-        rng: Key | None,
-        inference_mode: bool = False,
-        batch_axis_name: AxisName = (),
-    ) -> tuple[Any, Self]:
-        """Return `(forward(...), self)` of a module that is set up."""
-        return self.forward(x, rng, inference_mode, batch_axis_name), self
+        def __call__(self, x, rng, inference_mode=False, batch_axis_name=()):
+            """Set up if that has not been done, and return `(forward(...), self)`."""
+            if not self.initialized:
+                self.setup(x)
+                self.initialized = True
+            return self.apply(x, rng, inference_mode, batch_axis_name)
+
+        def apply(self, x, rng, inference_mode=False, batch_axis_name=()):
+            """Return `(forward(...), self)` of a module that is set up."""
+            return self.forward(x, rng, inference_mode, batch_axis_name), self
 
     def filter(
         self, f: Callable[[Parameter], bool] = is_trainable_param, inverse: bool = False
@@ -326,7 +346,7 @@ def _equal(a: Any, b: Any) -> bool:
     """Return whether two static values are equal, element by element where they are arrays."""
     if a is b:
         return True
-    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+    if isinstance(a, Tracer) or isinstance(b, Tracer):
         return False
     if isinstance(a, jax.Array | np.ndarray) and isinstance(b, jax.Array | np.ndarray):
         if a.shape != b.shape or a.dtype != b.dtype:

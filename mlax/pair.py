@@ -80,6 +80,7 @@ class Init(Protocol[P_co, S_co]):
             x: what `apply` will be given, or `jax.ShapeDtypeStruct`s in its place: only
                 shapes and dtypes are read. (Any: no type can say "the shapes of X".)
         """
+        ...
 
 
 class Apply(Protocol[P_contra, S, X_contra, Y_co]):
@@ -108,6 +109,7 @@ class Apply(Protocol[P_contra, S, X_contra, Y_co]):
                 `jax.shard_map` or `jax.pmap` that together make the batch. Layers that
                 compute statistics take them over these axes too.
         """
+        ...
 
 
 class Layer(NamedTuple, Generic[P, S, X_contra, Y_co]):
@@ -185,10 +187,20 @@ Check: TypeAlias = Callable[[str, str, Any], None]
 (The value is Any: it is what a caller wrote.)"""
 
 
+class HyperInit(Protocol[H, P_co, S_co]):
+    """The `init` of a pair, with the hyperparameters H."""
+
+    def __call__(
+        self, rng: Key, x: Any, /, *args: H.args, **kwargs: H.kwargs
+    ) -> tuple[P_co, S_co]:
+        """Return `(params, state)` for inputs like `x`: see `Init`."""
+        ...
+
+
 class PairBase(Generic[P, S, X_contra, Y_co]):
     """What every `Pair` is at run time, whatever the signature of its constructor."""
 
-    init: Callable[..., tuple[P, S]]
+    init: HyperInit[..., P, S]
     apply: Apply[P, S, X_contra, Y_co]
     apply_rng: Apply[P, S, X_contra, Y_co]
     __name__: str
@@ -294,6 +306,8 @@ class Pair(PairBase[P, S, X_contra, Y_co], Generic[H, P, S, X_contra, Y_co]):
     `pair.init(rng, x, **hparams)` and `pair.apply(params, state, x, ...)` are the functions;
     `pair(**hparams)` is the `Layer` that has these hyperparameters.
     """
+
+    init: HyperInit[H, P, S]
 
     def __call__(self, *args: H.args, **kwargs: H.kwargs) -> Layer[P, S, X_contra, Y_co]:
         """Return the layer that has these hyperparameters."""

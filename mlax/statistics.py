@@ -1,19 +1,20 @@
 """Mean and variance over axes of an array and over mapped axes, in float32 or better.
 
-Every step takes squares of differences only, never of raw values, so that a mean far
-larger than the spread leaves the variance intact:
+Every step works on differences, never on squares or sums of raw values alone, so that a
+mean far larger than the spread harms neither the variance nor the centred values:
 
 - over the axes of the array and those of `jax.vmap`, the corrected two-pass algorithm: with
-  d = x - m for a first estimate m of the mean, mean = m + E[d] and var = E[d^2] - E[d]^2;
-- over the axes of a mesh, each shard does that for itself, and one all-reduce brings the
-  pairs (mean, var) of all k shards together: mean = E[mean_i] and
-  var = E[var_i] + E[(mean_i - mean)^2].
+  d = x - m for an estimate m of the mean, the mean is m + E[d] and the variance
+  E[d^2] - E[d]^2; the centred values are d - E[d], without the rounding of m + E[d];
+- over the axes of a mesh each shard i does that for itself, and one all-reduce brings the
+  m_i, E[d_i] and Var[d_i] of all shards together, which are joined by the same rule.
 
 Source: Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983.
 """
 
 import math
 from collections.abc import Hashable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,21 @@ from jax import lax
 from mlax.pair import AxisName
 
 
-def mean_and_variance(
+class Statistics(NamedTuple):
+    """What `statistics` finds, all of it in float32 or better."""
+
+    centred: jax.Array
+    """x - mean, in the shape of x."""
+    mean: jax.Array
+    """In the shape of the axes that are kept."""
+    variance: jax.Array
+    """Population variance, in the shape of the axes that are kept."""
+
+
+def statistics(
     owner: str, x: jax.Array, axes: tuple[int, ...], batch_axis_name: AxisName
-) -> tuple[jax.Array, jax.Array]:
-    """Return the mean and the population variance, in the shape of the axes that are kept.
+) -> Statistics:
+    """Return the statistics of `x` over `axes` and over the mapped axes `batch_axis_name`.
 
     Raises:
         ValueError: there is no element to take the statistics of.
@@ -35,7 +47,6 @@ def mean_and_variance(
             f"{owner}: expected at least one element along axes {axes} to take "
             f"statistics of, got x of shape {x.shape}"
         )
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     names = batch_axis_name if isinstance(batch_axis_name, tuple) else (batch_axis_name,)
     sharded = jax.sharding.get_abstract_mesh().manual_axes
     mesh_names = tuple(name for name in names if name in sharded)
@@ -45,26 +56,31 @@ def mean_and_variance(
         mean: jax.Array = lax.pmean(jnp.mean(value, axes, keepdims=True), vmap_names)
         return mean
 
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     estimate = lax.stop_gradient(mean_of(x))
     difference = x - estimate
     offset = mean_of(difference)
-    mean = jnp.squeeze(estimate + offset, axes)
-    variance = jnp.squeeze(mean_of(jnp.square(difference)) - jnp.square(offset), axes)
-    if not mesh_names:
-        return mean, variance
+    variance = mean_of(jnp.square(difference)) - jnp.square(offset)
+    if mesh_names:
+        estimates, offsets, variances = _gather((estimate, offset, variance), mesh_names)
+        from_first = (estimates - estimates[0]) + offsets
+        mean_from_first = jnp.mean(from_first, 0)
+        offset = mean_from_first - (estimate - estimates[0])
+        mean = estimates[0] + mean_from_first
+        variance = jnp.mean(variances, 0) + jnp.mean(jnp.square(from_first - mean_from_first), 0)
+    else:
+        mean = estimate + offset
+    return Statistics(difference - offset, jnp.squeeze(mean, axes), jnp.squeeze(variance, axes))
 
-    means, variances = _gather(jnp.stack([mean, variance]), mesh_names)
-    mean = means[0] + jnp.mean(means - means[0], 0)
-    return mean, jnp.mean(variances, 0) + jnp.mean(jnp.square(means - mean), 0)
 
-
-def _gather(values: jax.Array, names: tuple[Hashable, ...]) -> jax.Array:
-    """Return the values of all k shards, (n, ...) -> (n, k, ...), by one all-reduce.
+def _gather(values: tuple[jax.Array, ...], names: tuple[Hashable, ...]) -> jax.Array:
+    """Return the n values of each of k shards as (n, k, ...), by one all-reduce.
 
     Each shard adds its values in a slot of its own. Unlike that of `jax.lax.all_gather` the
     result is known to be equal on all shards, as the running statistics must be.
     """
-    slots = jnp.arange(lax.axis_size(names)) == lax.axis_index(names)
-    slots = jnp.expand_dims(slots, tuple(range(1, values.ndim)))
-    gathered: jax.Array = lax.psum(jnp.where(slots, jnp.expand_dims(values, 1), 0), names)
+    own = jnp.arange(lax.axis_size(names)) == lax.axis_index(names)
+    own = jnp.expand_dims(own, tuple(range(1, values[0].ndim + 1)))
+    slots = jnp.where(own, jnp.stack(values)[:, None], 0)
+    gathered: jax.Array = lax.psum(slots, names)
     return gathered

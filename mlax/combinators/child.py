@@ -8,14 +8,14 @@
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
 from mlax import arguments
 from mlax.pair import AxisName, Key, Layer, State, needs_rng
 
-AnyLayer = Layer[Any, Any, Any, Any]
+AnyLayer: TypeAlias = Layer[Any, Any, Any, Any]
 
 
 class Child(NamedTuple):
@@ -33,6 +33,10 @@ class Child(NamedTuple):
 
 class Foreign:
     """Stands for the config of a layer whose state is not a `State`: all of it is variables."""
+
+
+ChildrenState: TypeAlias = State[tuple[Any, ...], tuple[Child, ...]]
+"""The state of a combinator of several layers: the variables of each, `()` if there are none."""
 
 
 def init_keys(rng: Key, count: int) -> list[Key]:
@@ -117,14 +121,14 @@ def require_layer(owner: str, name: str, layer: Any) -> None:
 
 def joined_state(
     variables: Sequence[Any], children: Sequence[Child]
-) -> State[tuple[Any, ...], tuple[Child, ...]]:
+) -> ChildrenState:
     """Return the one `State` of several children: no variables at all are `()`, which is cheap."""
     stateless = all(type(v) is tuple and not v for v in variables)
     return State(() if stateless else tuple(variables), tuple(children))
 
 
 def split_variables(
-    owner: str, params: Sequence[Any], state: State[tuple[Any, ...], tuple[Child, ...]]
+    owner: str, params: Sequence[Any], state: ChildrenState
 ) -> tuple[Any, ...]:
     """Return the variables of each child, and require parameters and variables for each."""
     count = len(state.config)

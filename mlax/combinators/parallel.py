@@ -3,12 +3,14 @@
 params and variables are tuples with one entry for each layer, as are x and y.
 """
 
+from __future__ import annotations  # the overloads take long to evaluate
+
 from typing import Any, TypeVar, overload
 
 from mlax import arguments
 from mlax.combinators.child import (
     AnyLayer,
-    Child,
+    ChildrenState,
     any_needs_rng,
     apply_child,
     apply_keys,
@@ -18,7 +20,7 @@ from mlax.combinators.child import (
     require_layers,
     split_variables,
 )
-from mlax.pair import AxisName, Key, Layer, PairBase, State
+from mlax.pair import AxisName, Key, Layer, PairBase
 
 P1 = TypeVar("P1")
 P2 = TypeVar("P2")
@@ -28,14 +30,6 @@ P5 = TypeVar("P5")
 P6 = TypeVar("P6")
 P7 = TypeVar("P7")
 P8 = TypeVar("P8")
-V1 = TypeVar("V1")
-V2 = TypeVar("V2")
-V3 = TypeVar("V3")
-V4 = TypeVar("V4")
-V5 = TypeVar("V5")
-V6 = TypeVar("V6")
-V7 = TypeVar("V7")
-V8 = TypeVar("V8")
 X1 = TypeVar("X1")
 X2 = TypeVar("X2")
 X3 = TypeVar("X3")
@@ -54,152 +48,24 @@ Y7 = TypeVar("Y7")
 Y8 = TypeVar("Y8")
 
 
-class Parallel(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...]], Any, Any]):
-    """The type of `parallel`: what is known of up to eight layers is known of their composition.
-
-    The first eight signatures are for layers whose state is a `State`, the next eight for
-    any state, the last for longer compositions.
-    """
+class Parallel(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
+    """The type of `parallel`: what is known of up to eight layers is known of their composition."""
 
     @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, Y1],
-        /,
-    ) -> Layer[
-        tuple[P1],
-        State[tuple[V1], tuple[Child, ...]],
-        tuple[X1],
-        tuple[Y1],
-    ]: ...
-    @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, Y1],
-        l2: Layer[P2, State[V2, Any], X2, Y2],
-        /,
-    ) -> Layer[
-        tuple[P1, P2],
-        State[tuple[V1, V2], tuple[Child, ...]],
-        tuple[X1, X2],
-        tuple[Y1, Y2],
-    ]: ...
-    @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, Y1],
-        l2: Layer[P2, State[V2, Any], X2, Y2],
-        l3: Layer[P3, State[V3, Any], X3, Y3],
-        /,
-    ) -> Layer[
-        tuple[P1, P2, P3],
-        State[tuple[V1, V2, V3], tuple[Child, ...]],
-        tuple[X1, X2, X3],
-        tuple[Y1, Y2, Y3],
-    ]: ...
-    @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, Y1],
-        l2: Layer[P2, State[V2, Any], X2, Y2],
-        l3: Layer[P3, State[V3, Any], X3, Y3],
-        l4: Layer[P4, State[V4, Any], X4, Y4],
-        /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4],
-        State[tuple[V1, V2, V3, V4], tuple[Child, ...]],
-        tuple[X1, X2, X3, X4],
-        tuple[Y1, Y2, Y3, Y4],
-    ]: ...
-    @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, Y1],
-        l2: Layer[P2, State[V2, Any], X2, Y2],
-        l3: Layer[P3, State[V3, Any], X3, Y3],
-        l4: Layer[P4, State[V4, Any], X4, Y4],
-        l5: Layer[P5, State[V5, Any], X5, Y5],
-        /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4, P5],
-        State[tuple[V1, V2, V3, V4, V5], tuple[Child, ...]],
-        tuple[X1, X2, X3, X4, X5],
-        tuple[Y1, Y2, Y3, Y4, Y5],
-    ]: ...
-    @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, Y1],
-        l2: Layer[P2, State[V2, Any], X2, Y2],
-        l3: Layer[P3, State[V3, Any], X3, Y3],
-        l4: Layer[P4, State[V4, Any], X4, Y4],
-        l5: Layer[P5, State[V5, Any], X5, Y5],
-        l6: Layer[P6, State[V6, Any], X6, Y6],
-        /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4, P5, P6],
-        State[tuple[V1, V2, V3, V4, V5, V6], tuple[Child, ...]],
-        tuple[X1, X2, X3, X4, X5, X6],
-        tuple[Y1, Y2, Y3, Y4, Y5, Y6],
-    ]: ...
-    @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, Y1],
-        l2: Layer[P2, State[V2, Any], X2, Y2],
-        l3: Layer[P3, State[V3, Any], X3, Y3],
-        l4: Layer[P4, State[V4, Any], X4, Y4],
-        l5: Layer[P5, State[V5, Any], X5, Y5],
-        l6: Layer[P6, State[V6, Any], X6, Y6],
-        l7: Layer[P7, State[V7, Any], X7, Y7],
-        /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4, P5, P6, P7],
-        State[tuple[V1, V2, V3, V4, V5, V6, V7], tuple[Child, ...]],
-        tuple[X1, X2, X3, X4, X5, X6, X7],
-        tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7],
-    ]: ...
-    @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, Y1],
-        l2: Layer[P2, State[V2, Any], X2, Y2],
-        l3: Layer[P3, State[V3, Any], X3, Y3],
-        l4: Layer[P4, State[V4, Any], X4, Y4],
-        l5: Layer[P5, State[V5, Any], X5, Y5],
-        l6: Layer[P6, State[V6, Any], X6, Y6],
-        l7: Layer[P7, State[V7, Any], X7, Y7],
-        l8: Layer[P8, State[V8, Any], X8, Y8],
-        /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4, P5, P6, P7, P8],
-        State[tuple[V1, V2, V3, V4, V5, V6, V7, V8], tuple[Child, ...]],
-        tuple[X1, X2, X3, X4, X5, X6, X7, X8],
-        tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7, Y8],
-    ]: ...
+    def __call__(self) -> Layer[tuple[()], ChildrenState, tuple[()], tuple[()]]: ...
     @overload
     def __call__(
         self,
         l1: Layer[P1, Any, X1, Y1],
         /,
-    ) -> Layer[
-        tuple[P1],
-        State[tuple[Any, ...], tuple[Child, ...]],
-        tuple[X1],
-        tuple[Y1],
-    ]: ...
+    ) -> Layer[tuple[P1], ChildrenState, tuple[X1], tuple[Y1]]: ...
     @overload
     def __call__(
         self,
         l1: Layer[P1, Any, X1, Y1],
         l2: Layer[P2, Any, X2, Y2],
         /,
-    ) -> Layer[
-        tuple[P1, P2],
-        State[tuple[Any, ...], tuple[Child, ...]],
-        tuple[X1, X2],
-        tuple[Y1, Y2],
-    ]: ...
+    ) -> Layer[tuple[P1, P2], ChildrenState, tuple[X1, X2], tuple[Y1, Y2]]: ...
     @overload
     def __call__(
         self,
@@ -207,12 +73,7 @@ class Parallel(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...
         l2: Layer[P2, Any, X2, Y2],
         l3: Layer[P3, Any, X3, Y3],
         /,
-    ) -> Layer[
-        tuple[P1, P2, P3],
-        State[tuple[Any, ...], tuple[Child, ...]],
-        tuple[X1, X2, X3],
-        tuple[Y1, Y2, Y3],
-    ]: ...
+    ) -> Layer[tuple[P1, P2, P3], ChildrenState, tuple[X1, X2, X3], tuple[Y1, Y2, Y3]]: ...
     @overload
     def __call__(
         self,
@@ -223,7 +84,7 @@ class Parallel(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4],
-        State[tuple[Any, ...], tuple[Child, ...]],
+        ChildrenState,
         tuple[X1, X2, X3, X4],
         tuple[Y1, Y2, Y3, Y4],
     ]: ...
@@ -238,7 +99,7 @@ class Parallel(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5],
-        State[tuple[Any, ...], tuple[Child, ...]],
+        ChildrenState,
         tuple[X1, X2, X3, X4, X5],
         tuple[Y1, Y2, Y3, Y4, Y5],
     ]: ...
@@ -254,7 +115,7 @@ class Parallel(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5, P6],
-        State[tuple[Any, ...], tuple[Child, ...]],
+        ChildrenState,
         tuple[X1, X2, X3, X4, X5, X6],
         tuple[Y1, Y2, Y3, Y4, Y5, Y6],
     ]: ...
@@ -271,7 +132,7 @@ class Parallel(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5, P6, P7],
-        State[tuple[Any, ...], tuple[Child, ...]],
+        ChildrenState,
         tuple[X1, X2, X3, X4, X5, X6, X7],
         tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7],
     ]: ...
@@ -289,7 +150,7 @@ class Parallel(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5, P6, P7, P8],
-        State[tuple[Any, ...], tuple[Child, ...]],
+        ChildrenState,
         tuple[X1, X2, X3, X4, X5, X6, X7, X8],
         tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7, Y8],
     ]: ...
@@ -307,7 +168,7 @@ class Parallel(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...
         l9: AnyLayer,
         /,
         *layers: AnyLayer,
-    ) -> Layer[Any, State[Any, tuple[Child, ...]], Any, Any]: ...
+    ) -> Layer[Any, ChildrenState, Any, Any]: ...
     def __call__(self, *layers: AnyLayer) -> AnyLayer:
         """Return the layers side by side."""
         return self.bind(*layers)
@@ -315,12 +176,12 @@ class Parallel(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...
 
 def apply(
     params: tuple[Any, ...],
-    state: State[tuple[Any, ...], tuple[Child, ...]],
+    state: ChildrenState,
     x: tuple[Any, ...],
     rng: Key | None = None,
     inference_mode: bool = False,
     batch_axis_name: AxisName = (),
-) -> tuple[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...]]]:
+) -> tuple[tuple[Any, ...], ChildrenState]:
     """Return the outputs of the layers: see `mlax.Apply` and `mlax.parallel`."""
     children = state.config
     _require_entries(x, len(children))
@@ -337,7 +198,7 @@ def apply(
 @Parallel.of(apply, needs_rng=any_needs_rng, checks={"layers": require_layers})
 def parallel(
     rng: Key, x: tuple[Any, ...], *layers: AnyLayer
-) -> tuple[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...]]]:
+) -> tuple[tuple[Any, ...], ChildrenState]:
     """Layers side by side: a tuple goes in, one entry for each layer, and a tuple comes out.
 
     Keys are given to the layers as `mlax.series` gives them.

@@ -3,7 +3,7 @@
 params and variables are those of the cell.
 """
 
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,6 @@ from mlax.combinators.child import (
 from mlax.pair import AxisName, Key, Layer, PairBase, State
 
 P = TypeVar("P")
-V = TypeVar("V")
 X = TypeVar("X")
 Y = TypeVar("Y")
 H = TypeVar("H")
@@ -42,21 +41,12 @@ class RecurrentConfig(NamedTuple):
 class Recurrent(PairBase[Any, State[Any, RecurrentConfig], tuple[Any, Any], tuple[Any, Any]]):
     """The type of `recurrent`: what is known of the cell is known of the loop."""
 
-    @overload
     def __call__(
         self,
-        cell: Layer[P, State[V, Any], tuple[X, H], tuple[Y, H]],
+        cell: Layer[P, Any, tuple[X, H], tuple[Y, H]],
         reverse: bool = False,
         unroll: int = 1,
-    ) -> Layer[P, State[V, RecurrentConfig], tuple[X, H], tuple[Y, H]]: ...
-    @overload
-    def __call__(
-        self,
-        cell: Layer[P, V, tuple[X, H], tuple[Y, H]],
-        reverse: bool = False,
-        unroll: int = 1,
-    ) -> Layer[P, State[V, RecurrentConfig], tuple[X, H], tuple[Y, H]]: ...
-    def __call__(self, cell: AnyLayer, reverse: bool = False, unroll: int = 1) -> AnyLayer:
+    ) -> Layer[P, State[Any, RecurrentConfig], tuple[X, H], tuple[Y, H]]:
         """Return the cell run over time."""
         return self.bind(cell, reverse, unroll)
 

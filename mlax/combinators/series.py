@@ -3,13 +3,15 @@
 params and variables are tuples with one entry for each layer.
 """
 
+from __future__ import annotations  # the overloads take long to evaluate
+
 from typing import Any, TypeVar, overload
 
 import jax
 
 from mlax.combinators.child import (
     AnyLayer,
-    Child,
+    ChildrenState,
     any_needs_rng,
     apply_child,
     apply_keys,
@@ -20,7 +22,7 @@ from mlax.combinators.child import (
     require_layers,
     split_variables,
 )
-from mlax.pair import AxisName, Key, Layer, PairBase, State
+from mlax.pair import AxisName, Key, Layer, PairBase
 
 P1 = TypeVar("P1")
 P2 = TypeVar("P2")
@@ -30,14 +32,6 @@ P5 = TypeVar("P5")
 P6 = TypeVar("P6")
 P7 = TypeVar("P7")
 P8 = TypeVar("P8")
-V1 = TypeVar("V1")
-V2 = TypeVar("V2")
-V3 = TypeVar("V3")
-V4 = TypeVar("V4")
-V5 = TypeVar("V5")
-V6 = TypeVar("V6")
-V7 = TypeVar("V7")
-V8 = TypeVar("V8")
 X1 = TypeVar("X1")
 X2 = TypeVar("X2")
 X3 = TypeVar("X3")
@@ -49,152 +43,24 @@ X8 = TypeVar("X8")
 X9 = TypeVar("X9")
 
 
-class Series(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...]], Any, Any]):
-    """The type of `series`: what is known of up to eight layers is known of their composition.
-
-    The first eight signatures are for layers whose state is a `State`, the next eight for
-    any state, the last for longer compositions.
-    """
+class Series(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
+    """The type of `series`: what is known of up to eight layers is known of their composition."""
 
     @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, X2],
-        /,
-    ) -> Layer[
-        tuple[P1],
-        State[tuple[V1], tuple[Child, ...]],
-        X1,
-        X2,
-    ]: ...
-    @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, X2],
-        l2: Layer[P2, State[V2, Any], X2, X3],
-        /,
-    ) -> Layer[
-        tuple[P1, P2],
-        State[tuple[V1, V2], tuple[Child, ...]],
-        X1,
-        X3,
-    ]: ...
-    @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, X2],
-        l2: Layer[P2, State[V2, Any], X2, X3],
-        l3: Layer[P3, State[V3, Any], X3, X4],
-        /,
-    ) -> Layer[
-        tuple[P1, P2, P3],
-        State[tuple[V1, V2, V3], tuple[Child, ...]],
-        X1,
-        X4,
-    ]: ...
-    @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, X2],
-        l2: Layer[P2, State[V2, Any], X2, X3],
-        l3: Layer[P3, State[V3, Any], X3, X4],
-        l4: Layer[P4, State[V4, Any], X4, X5],
-        /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4],
-        State[tuple[V1, V2, V3, V4], tuple[Child, ...]],
-        X1,
-        X5,
-    ]: ...
-    @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, X2],
-        l2: Layer[P2, State[V2, Any], X2, X3],
-        l3: Layer[P3, State[V3, Any], X3, X4],
-        l4: Layer[P4, State[V4, Any], X4, X5],
-        l5: Layer[P5, State[V5, Any], X5, X6],
-        /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4, P5],
-        State[tuple[V1, V2, V3, V4, V5], tuple[Child, ...]],
-        X1,
-        X6,
-    ]: ...
-    @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, X2],
-        l2: Layer[P2, State[V2, Any], X2, X3],
-        l3: Layer[P3, State[V3, Any], X3, X4],
-        l4: Layer[P4, State[V4, Any], X4, X5],
-        l5: Layer[P5, State[V5, Any], X5, X6],
-        l6: Layer[P6, State[V6, Any], X6, X7],
-        /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4, P5, P6],
-        State[tuple[V1, V2, V3, V4, V5, V6], tuple[Child, ...]],
-        X1,
-        X7,
-    ]: ...
-    @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, X2],
-        l2: Layer[P2, State[V2, Any], X2, X3],
-        l3: Layer[P3, State[V3, Any], X3, X4],
-        l4: Layer[P4, State[V4, Any], X4, X5],
-        l5: Layer[P5, State[V5, Any], X5, X6],
-        l6: Layer[P6, State[V6, Any], X6, X7],
-        l7: Layer[P7, State[V7, Any], X7, X8],
-        /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4, P5, P6, P7],
-        State[tuple[V1, V2, V3, V4, V5, V6, V7], tuple[Child, ...]],
-        X1,
-        X8,
-    ]: ...
-    @overload
-    def __call__(
-        self,
-        l1: Layer[P1, State[V1, Any], X1, X2],
-        l2: Layer[P2, State[V2, Any], X2, X3],
-        l3: Layer[P3, State[V3, Any], X3, X4],
-        l4: Layer[P4, State[V4, Any], X4, X5],
-        l5: Layer[P5, State[V5, Any], X5, X6],
-        l6: Layer[P6, State[V6, Any], X6, X7],
-        l7: Layer[P7, State[V7, Any], X7, X8],
-        l8: Layer[P8, State[V8, Any], X8, X9],
-        /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4, P5, P6, P7, P8],
-        State[tuple[V1, V2, V3, V4, V5, V6, V7, V8], tuple[Child, ...]],
-        X1,
-        X9,
-    ]: ...
+    def __call__(self) -> Layer[tuple[()], ChildrenState, Any, Any]: ...
     @overload
     def __call__(
         self,
         l1: Layer[P1, Any, X1, X2],
         /,
-    ) -> Layer[
-        tuple[P1],
-        State[tuple[Any, ...], tuple[Child, ...]],
-        X1,
-        X2,
-    ]: ...
+    ) -> Layer[tuple[P1], ChildrenState, X1, X2]: ...
     @overload
     def __call__(
         self,
         l1: Layer[P1, Any, X1, X2],
         l2: Layer[P2, Any, X2, X3],
         /,
-    ) -> Layer[
-        tuple[P1, P2],
-        State[tuple[Any, ...], tuple[Child, ...]],
-        X1,
-        X3,
-    ]: ...
+    ) -> Layer[tuple[P1, P2], ChildrenState, X1, X3]: ...
     @overload
     def __call__(
         self,
@@ -202,12 +68,7 @@ class Series(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...]]
         l2: Layer[P2, Any, X2, X3],
         l3: Layer[P3, Any, X3, X4],
         /,
-    ) -> Layer[
-        tuple[P1, P2, P3],
-        State[tuple[Any, ...], tuple[Child, ...]],
-        X1,
-        X4,
-    ]: ...
+    ) -> Layer[tuple[P1, P2, P3], ChildrenState, X1, X4]: ...
     @overload
     def __call__(
         self,
@@ -216,12 +77,7 @@ class Series(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...]]
         l3: Layer[P3, Any, X3, X4],
         l4: Layer[P4, Any, X4, X5],
         /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4],
-        State[tuple[Any, ...], tuple[Child, ...]],
-        X1,
-        X5,
-    ]: ...
+    ) -> Layer[tuple[P1, P2, P3, P4], ChildrenState, X1, X5]: ...
     @overload
     def __call__(
         self,
@@ -231,12 +87,7 @@ class Series(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...]]
         l4: Layer[P4, Any, X4, X5],
         l5: Layer[P5, Any, X5, X6],
         /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4, P5],
-        State[tuple[Any, ...], tuple[Child, ...]],
-        X1,
-        X6,
-    ]: ...
+    ) -> Layer[tuple[P1, P2, P3, P4, P5], ChildrenState, X1, X6]: ...
     @overload
     def __call__(
         self,
@@ -247,12 +98,7 @@ class Series(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...]]
         l5: Layer[P5, Any, X5, X6],
         l6: Layer[P6, Any, X6, X7],
         /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4, P5, P6],
-        State[tuple[Any, ...], tuple[Child, ...]],
-        X1,
-        X7,
-    ]: ...
+    ) -> Layer[tuple[P1, P2, P3, P4, P5, P6], ChildrenState, X1, X7]: ...
     @overload
     def __call__(
         self,
@@ -264,12 +110,7 @@ class Series(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...]]
         l6: Layer[P6, Any, X6, X7],
         l7: Layer[P7, Any, X7, X8],
         /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4, P5, P6, P7],
-        State[tuple[Any, ...], tuple[Child, ...]],
-        X1,
-        X8,
-    ]: ...
+    ) -> Layer[tuple[P1, P2, P3, P4, P5, P6, P7], ChildrenState, X1, X8]: ...
     @overload
     def __call__(
         self,
@@ -282,12 +123,7 @@ class Series(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...]]
         l7: Layer[P7, Any, X7, X8],
         l8: Layer[P8, Any, X8, X9],
         /,
-    ) -> Layer[
-        tuple[P1, P2, P3, P4, P5, P6, P7, P8],
-        State[tuple[Any, ...], tuple[Child, ...]],
-        X1,
-        X9,
-    ]: ...
+    ) -> Layer[tuple[P1, P2, P3, P4, P5, P6, P7, P8], ChildrenState, X1, X9]: ...
     @overload
     def __call__(
         self,
@@ -302,7 +138,7 @@ class Series(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...]]
         l9: AnyLayer,
         /,
         *layers: AnyLayer,
-    ) -> Layer[Any, State[Any, tuple[Child, ...]], Any, Any]: ...
+    ) -> Layer[Any, ChildrenState, Any, Any]: ...
     def __call__(self, *layers: AnyLayer) -> AnyLayer:
         """Return the layers in series."""
         return self.bind(*layers)
@@ -310,12 +146,12 @@ class Series(PairBase[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...]]
 
 def apply(
     params: tuple[Any, ...],
-    state: State[tuple[Any, ...], tuple[Child, ...]],
+    state: ChildrenState,
     x: Any,
     rng: Key | None = None,
     inference_mode: bool = False,
     batch_axis_name: AxisName = (),
-) -> tuple[Any, State[tuple[Any, ...], tuple[Child, ...]]]:
+) -> tuple[Any, ChildrenState]:
     """Return the output of the last layer: see `mlax.Apply` and `mlax.series`."""
     children = state.config
     keys = apply_keys(rng, [child.needs_rng for child in children])
@@ -331,7 +167,7 @@ def apply(
 @Series.of(apply, needs_rng=any_needs_rng, checks={"layers": require_layers})
 def series(
     rng: Key, x: Any, *layers: AnyLayer
-) -> tuple[tuple[Any, ...], State[tuple[Any, ...], tuple[Child, ...]]]:
+) -> tuple[tuple[Any, ...], ChildrenState]:
     """Layers in series: the output of each is the input of the next.
 
     In `init` layer i gets the key fold_in(rng, i). In `apply` only layers that need a key get

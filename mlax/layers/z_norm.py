@@ -13,10 +13,10 @@ from jax.typing import DTypeLike
 
 from mlax import arguments
 from mlax.arguments import Axes
-from mlax.functional import standardize
+from mlax.functional import scale_to_unit
 from mlax.initializers import Initializer, initialize
 from mlax.pair import AxisName, Key, State, layer
-from mlax.statistics import mean_and_variance
+from mlax.statistics import statistics
 
 
 class ZNormVariables(NamedTuple):
@@ -58,15 +58,19 @@ def apply(
             f"{axis!r}, got shape {x.shape}"
         )
     if inference_mode:
-        return standardize(x, running.mean, running.var, axes, epsilon), state
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        mean, variance = (value.astype(dtype) for value in running)
+        centred = x.astype(dtype) - jnp.expand_dims(mean, axes)
+        return scale_to_unit(centred, variance, axes, epsilon, x.dtype), state
 
-    mean, var = mean_and_variance("z_norm", x, axes, batch_axis_name)
+    centred, mean, variance = statistics("z_norm", x, axes, batch_axis_name)
 
     def updated(old: jax.Array, new: jax.Array) -> jax.Array:
         return (momentum * old.astype(new.dtype) + (1 - momentum) * new).astype(old.dtype)
 
-    variables = ZNormVariables(updated(running.mean, mean), updated(running.var, var))
-    return standardize(x, mean, var, axes, epsilon), State(variables, state.config)
+    variables = ZNormVariables(updated(running.mean, mean), updated(running.var, variance))
+    y = scale_to_unit(centred, variance, axes, epsilon, x.dtype)
+    return y, State(variables, state.config)
 
 
 @layer(

@@ -23,7 +23,9 @@ class Recurrent(Module):
         self.reverse = reverse
         self.unroll = unroll
 
-    def setup(self, xh: tuple[Any, Any]) -> None:
+    def setup(  # pyright: ignore[reportIncompatibleMethodOverride] -- the documented name
+        self, xh: tuple[Any, Any]
+    ) -> None:
         """Set up the cell, for the first step that is run."""
         _set_up(self, xh)
 
@@ -51,7 +53,9 @@ class RecurrentRng(Module):
         self.reverse = reverse
         self.unroll = unroll
 
-    def setup(self, xh: tuple[Any, Any]) -> None:
+    def setup(  # pyright: ignore[reportIncompatibleMethodOverride] -- the documented name
+        self, xh: tuple[Any, Any]
+    ) -> None:
         """Set up the cell, for the first step that is run."""
         _set_up(self, xh)
 

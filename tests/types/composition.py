@@ -1,0 +1,138 @@
+"""What the checkers know of a composition: cases of `assert_type`, and lines that must be errors.
+
+Nothing here is run. An `ignore` that hides no error is itself one (`warn_unused_ignores`).
+"""
+
+from typing import Any, assert_type
+
+import jax
+from jax import Array
+
+import mlax
+from mlax import Layer, State
+from mlax.combinators.child import Child
+from mlax.layers.bias import BiasConfig, BiasParams
+from mlax.layers.linear import LinearConfig, LinearParams
+from mlax.layers.z_norm import ZNormConfig, ZNormVariables
+
+key = jax.random.key(0)
+x = jax.numpy.ones(3)
+
+
+def one_pair() -> None:
+    params, state = mlax.linear.init(key, x, out_features=3)
+    assert_type(params, LinearParams)
+    assert_type(params.kernel, Array)
+    assert_type(state, State[tuple[()], LinearConfig])
+    assert_type(state.config.transposed_kernel, bool)
+    y, state = mlax.linear.apply(params, state, x, inference_mode=True)
+    assert_type(y, Array)
+    assert_type(
+        mlax.linear(3), Layer[LinearParams, State[tuple[()], LinearConfig], Array, Array]
+    )
+
+    params.kernal  # type: ignore[attr-defined]
+    mlax.linear.apply(state, params, x)  # type: ignore[arg-type]
+    mlax.linear(out_featurez=3)  # type: ignore[call-arg]
+    mlax.linear()  # type: ignore[call-arg]
+    mlax.linear("3")  # type: ignore[arg-type]
+    mlax.linear.init(key, x)  # type: ignore[call-arg]
+    mlax.linear.init(key, x, 3, out_featurez=3)  # type: ignore[call-arg]
+
+
+def statistics() -> None:
+    params, state = mlax.z_norm.init(key, x, "all")
+    assert_type(params, tuple[()])
+    assert_type(state, State[ZNormVariables, ZNormConfig])
+    assert_type(state.variables.mean, Array)
+    assert_type(state.config.momentum, float)
+    state.variables.average  # type: ignore[attr-defined]
+
+
+def in_series() -> None:
+    init, apply = mlax.series(mlax.linear(4), mlax.z_norm("all"), mlax.bias(-1))
+    params, state = init(key, x)
+    assert_type(params, tuple[LinearParams, tuple[()], BiasParams])
+    assert_type(params[0].kernel, Array)
+    assert_type(params[2].bias, Array)
+    assert_type(state, State[tuple[Any, ...], tuple[Child, ...]])
+    y, state = apply(params, state, x)
+    assert_type(y, Array)
+    y, state = apply(params, state, x, rng=key, inference_mode=True, batch_axis_name="batch")
+
+    params[3]  # type: ignore[misc]
+    params[0].bias  # type: ignore[attr-defined]
+    apply(state, params, x)  # type: ignore[arg-type]
+    apply(params, state)  # type: ignore[call-arg]
+    mlax.series(mlax.linear(3), 4)  # type: ignore[call-overload]
+    mlax.series(mlax.linear)  # type: ignore[call-overload]
+
+
+def in_parallel() -> None:
+    init, apply = mlax.parallel(mlax.linear(4), mlax.embed(10, 3))
+    params, state = init(key, (x, x))
+    assert_type(params[0].kernel, Array)
+    assert_type(params[1].embedding, Array)
+    y, state = apply(params, state, (x, x))
+    assert_type(y, tuple[Array, Array])
+
+    params[2]  # type: ignore[misc]
+    apply(params, state, (x, x, x))  # type: ignore[arg-type]
+    apply(params, state, x)  # type: ignore[arg-type]
+
+
+def eight_layers() -> None:
+    layer = mlax.linear(3)
+    init, _ = mlax.series(layer, layer, layer, layer, layer, layer, layer, mlax.bias(-1))
+    params, _ = init(key, x)
+    assert_type(params[7].bias, Array)
+    init, _ = mlax.parallel(layer, layer, layer, layer, layer, layer, layer, mlax.bias(-1))
+    params, _ = init(key, (x, x, x, x, x, x, x, x))
+    assert_type(params[7].bias, Array)
+
+
+def more_layers() -> None:
+    layer = mlax.linear(3)
+    nine = mlax.series(layer, layer, layer, layer, layer, layer, layer, layer, layer)
+    params, _ = nine.init(key, x)
+    assert_type(params, Any)
+    layers = [layer] * 3
+    params, _ = mlax.series(*layers).init(key, x)
+    assert_type(params, Any)
+    declared: Layer[Any, Any, Array, Array] = nine
+    declared.init(key, x)
+
+
+def nested() -> None:
+    block = mlax.series(mlax.linear(3), mlax.bias(-1))
+    init, _ = mlax.series(block, mlax.f(jax.nn.relu), mlax.series(), block)
+    params, _ = init(key, x)
+    assert_type(params[0][1].bias, Array)
+    assert_type(params[3][0].kernel, Array)
+    mlax.series(block, mlax.parallel())  # type: ignore[misc]
+
+
+def misfits() -> None:
+    cell: Layer[tuple[()], State[tuple[()], BiasConfig], tuple[Array, Array], tuple[Array, Array]]
+    cell = Layer(_cell_init, _cell_apply)
+    loop = mlax.recurrent(cell, reverse=True)
+    assert_type(loop.apply((), loop.init(key, (x, x))[1], (x, x))[0], tuple[Array, Array])
+
+    mlax.series(mlax.linear(3), loop)  # type: ignore[misc]
+    mlax.series(loop, mlax.linear(3))  # type: ignore[misc]
+    mlax.recurrent(mlax.linear(3))  # type: ignore[arg-type]
+
+
+def _cell_init(rng: mlax.Key, x: Any) -> tuple[tuple[()], State[tuple[()], BiasConfig]]:
+    raise NotImplementedError
+
+
+def _cell_apply(
+    params: tuple[()],
+    state: State[tuple[()], BiasConfig],
+    x: tuple[Array, Array],
+    rng: mlax.Key | None = None,
+    inference_mode: bool = False,
+    batch_axis_name: mlax.AxisName = (),
+) -> tuple[tuple[Array, Array], State[tuple[()], BiasConfig]]:
+    raise NotImplementedError

@@ -1,0 +1,80 @@
+"""What the checkers know of the object shell: see `tests/types/composition.py`."""
+
+from typing import Any, assert_type
+
+import jax
+from jax import Array
+
+import mlax
+from mlax import nn
+
+key = jax.random.key(0)
+
+
+class Block(mlax.Module):
+    """A module as a user writes it."""
+
+    def __init__(self, rng: Array, features: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(rng, features)
+        self.gain = mlax.Parameter(trainable=True)
+
+    def setup(self, x: Array) -> None:
+        self.gain.data = jax.numpy.ones(())
+
+    def forward(
+        self,
+        x: Array,
+        rng: None = None,
+        inference_mode: bool = False,
+        batch_axis_name: mlax.AxisName = (),
+    ) -> Array:
+        gain: Array = self.gain.data
+        y, self.linear = self.linear(x, rng, inference_mode, batch_axis_name)
+        return gain * x + y
+
+
+class Noise(mlax.Module):
+    """A module that needs a key."""
+
+    def forward(
+        self,
+        x: Array,
+        rng: Array,
+        inference_mode: bool = False,
+        batch_axis_name: mlax.AxisName = (),
+    ) -> Array:
+        return x + jax.random.normal(rng, x.shape)
+
+
+def calls(x: Array) -> None:
+    linear = nn.Linear(key, 3, transposed_kernel=True)
+    y, linear = linear(x, None)
+    assert_type(linear, nn.Linear)
+    assert_type(y, Array)
+    z, block = Block(key, 3)(x, None)
+    assert_type(z, Array)
+    assert_type(block.apply(x, None, True), tuple[Array, Block])
+    assert_type(block, Block)
+    assert_type(block.linear, nn.Linear)
+    trainables, rest = block.partition()
+    assert_type(trainables.combine(rest), Block)
+    assert_type(block.filter(inverse=True), Block)
+    assert_type(nn.Series([linear, block, nn.F(jax.nn.relu)])(x, None), tuple[Any, nn.Series])
+    assert_type(linear.forward(x), Array)
+
+    nn.Linear(key)  # type: ignore[call-arg]
+    nn.Linear(key, "3")  # type: ignore[arg-type]
+    nn.Linear(key, 3, acum_dtype=None)  # type: ignore[call-arg]
+    nn.Series([linear, jax.nn.relu])  # type: ignore[list-item]
+    nn.ZNorm(key)  # type: ignore[call-arg]
+    linear(x)  # type: ignore[call-arg]
+    linear.linear_kernal  # type: ignore[attr-defined]
+    block.combine(linear)  # type: ignore[arg-type]
+
+
+def bridges(x: Array) -> None:
+    layer = mlax.as_layer(Block(key, 3))
+    assert_type(layer, mlax.Layer[Block, Block, Any, Any])
+    mlax.as_layer(mlax.linear(3))  # type: ignore[type-var]
+    mlax.as_module(Block(key, 3), key)  # type: ignore[arg-type]

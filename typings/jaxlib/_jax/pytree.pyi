@@ -1,0 +1,9 @@
+from typing import Any
+
+class PyTreeDef:
+    @property
+    def num_leaves(self) -> int: ...
+    @property
+    def num_nodes(self) -> int: ...
+
+def __getattr__(name: str) -> Any: ...

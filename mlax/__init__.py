@@ -2,9 +2,20 @@
 
 from mlax import functional, nn, typed
 from mlax.bridge import as_layer, as_module
+from mlax.combinators.batched import batched
+from mlax.combinators.branch import branch
+from mlax.combinators.cast import cast
+from mlax.combinators.composed import composed
+from mlax.combinators.ensemble import ensemble
+from mlax.combinators.join import add, concatenate
 from mlax.combinators.parallel import parallel
 from mlax.combinators.recurrent import recurrent
+from mlax.combinators.remat import remat
+from mlax.combinators.repeat import repeat
+from mlax.combinators.residual import residual
 from mlax.combinators.series import series
+from mlax.combinators.shared import reuse, shared
+from mlax.combinators.switch import switch
 from mlax.layers.bias import bias
 from mlax.layers.conv import conv
 from mlax.layers.dropout import dropout
@@ -22,6 +33,7 @@ from mlax.module import (
     is_trainable_param,
 )
 from mlax.pair import Apply, AxisName, Init, Key, Layer, Pair, State, layer, needs_rng
+from mlax.tree import combine, count, map_with_path, mask, nbytes, partition, paths
 
 __all__ = [
     "Apply",
@@ -33,13 +45,22 @@ __all__ = [
     "Pair",
     "Parameter",
     "State",
+    "add",
     "as_layer",
     "as_module",
     "avg_pool",
+    "batched",
     "bias",
+    "branch",
+    "cast",
+    "combine",
+    "composed",
+    "concatenate",
     "conv",
+    "count",
     "dropout",
     "embed",
+    "ensemble",
     "f",
     "f_rng",
     "functional",
@@ -48,15 +69,26 @@ __all__ = [
     "is_trainable_param",
     "layer",
     "linear",
+    "map_with_path",
+    "mask",
     "max_pool",
+    "nbytes",
     "needs_rng",
     "nn",
     "parallel",
+    "partition",
+    "paths",
     "pool",
     "recurrent",
+    "remat",
+    "repeat",
+    "residual",
+    "reuse",
     "scaler",
     "series",
+    "shared",
     "sum_pool",
+    "switch",
     "typed",
     "z_norm",
 ]

@@ -45,6 +45,11 @@ def integer(owner: str, name: str, value: Any, wanted: str = "an integer") -> in
     raise TypeError(message(owner, name, wanted, repr(value)))
 
 
+def check_integer(owner: str, name: str, value: Any) -> None:
+    """Require an integer."""
+    integer(owner, name, value)
+
+
 def check_size(owner: str, name: str, value: Any) -> None:
     """Require a positive integer."""
     if integer(owner, name, value, "a positive integer") < 1:
@@ -351,3 +356,13 @@ def along_features(
 def optional_dtype(dtype: DTypeLike | None) -> DTypeLike | None:
     """Return the dtype that `dtype` stands for, so that equal ones compare equal."""
     return None if dtype is None else jnp.dtype(dtype)
+
+
+def leading_length(owner: str, name: str, tree: Any, axis: str) -> int:
+    """Return the length of the leading axis that all arrays of a pytree have in common."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(tree)]
+    lengths = {shape[0] if shape else None for shape in shapes}
+    if len(lengths) != 1 or None in lengths:
+        wanted = f"arrays with a leading {axis} axis of one length"
+        raise ValueError(message(owner, name, wanted, f"shapes {shapes}"))
+    return int(shapes[0][0])

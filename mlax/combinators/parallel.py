@@ -1,24 +1,30 @@
 """Layers side by side: y[i] = layer_i(x[i]).
 
-params and variables are tuples with one entry for each layer, as are x and y.
+params, variables, x and y are tuples with one entry for each layer, or dicts if they have names.
 """
 
 from __future__ import annotations  # the overloads take long to evaluate
 
 from typing import Any, TypeVar, overload
 
-from mlax import arguments
 from mlax.combinators.child import (
     AnyLayer,
     ChildrenState,
+    DictState,
+    TupleState,
     any_needs_rng,
     apply_child,
     apply_keys,
+    collected,
+    entries,
     init_child,
     init_keys,
     joined_state,
+    keyed,
+    packed,
     require_layers,
-    split_variables,
+    require_named_layers,
+    split,
 )
 from mlax.pair import AxisName, Key, Layer, PairBase
 
@@ -48,24 +54,24 @@ Y7 = TypeVar("Y7")
 Y8 = TypeVar("Y8")
 
 
-class Parallel(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
+class Parallel(PairBase[Any, ChildrenState, Any, Any]):
     """The type of `parallel`: what is known of up to eight layers is known of their composition."""
 
     @overload
-    def __call__(self) -> Layer[tuple[()], ChildrenState, tuple[()], tuple[()]]: ...
+    def __call__(self) -> Layer[Any, ChildrenState, Any, Any]: ...
     @overload
     def __call__(
         self,
         l1: Layer[P1, Any, X1, Y1],
         /,
-    ) -> Layer[tuple[P1], ChildrenState, tuple[X1], tuple[Y1]]: ...
+    ) -> Layer[tuple[P1], TupleState, tuple[X1], tuple[Y1]]: ...
     @overload
     def __call__(
         self,
         l1: Layer[P1, Any, X1, Y1],
         l2: Layer[P2, Any, X2, Y2],
         /,
-    ) -> Layer[tuple[P1, P2], ChildrenState, tuple[X1, X2], tuple[Y1, Y2]]: ...
+    ) -> Layer[tuple[P1, P2], TupleState, tuple[X1, X2], tuple[Y1, Y2]]: ...
     @overload
     def __call__(
         self,
@@ -73,7 +79,7 @@ class Parallel(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
         l2: Layer[P2, Any, X2, Y2],
         l3: Layer[P3, Any, X3, Y3],
         /,
-    ) -> Layer[tuple[P1, P2, P3], ChildrenState, tuple[X1, X2, X3], tuple[Y1, Y2, Y3]]: ...
+    ) -> Layer[tuple[P1, P2, P3], TupleState, tuple[X1, X2, X3], tuple[Y1, Y2, Y3]]: ...
     @overload
     def __call__(
         self,
@@ -84,7 +90,7 @@ class Parallel(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4],
-        ChildrenState,
+        TupleState,
         tuple[X1, X2, X3, X4],
         tuple[Y1, Y2, Y3, Y4],
     ]: ...
@@ -99,7 +105,7 @@ class Parallel(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5],
-        ChildrenState,
+        TupleState,
         tuple[X1, X2, X3, X4, X5],
         tuple[Y1, Y2, Y3, Y4, Y5],
     ]: ...
@@ -115,7 +121,7 @@ class Parallel(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5, P6],
-        ChildrenState,
+        TupleState,
         tuple[X1, X2, X3, X4, X5, X6],
         tuple[Y1, Y2, Y3, Y4, Y5, Y6],
     ]: ...
@@ -132,7 +138,7 @@ class Parallel(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5, P6, P7],
-        ChildrenState,
+        TupleState,
         tuple[X1, X2, X3, X4, X5, X6, X7],
         tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7],
     ]: ...
@@ -150,7 +156,7 @@ class Parallel(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5, P6, P7, P8],
-        ChildrenState,
+        TupleState,
         tuple[X1, X2, X3, X4, X5, X6, X7, X8],
         tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7, Y8],
     ]: ...
@@ -168,46 +174,52 @@ class Parallel(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
         l9: AnyLayer,
         /,
         *layers: AnyLayer,
-    ) -> Layer[Any, ChildrenState, Any, Any]: ...
-    def __call__(self, *layers: AnyLayer) -> AnyLayer:
+    ) -> Layer[Any, TupleState, Any, Any]: ...
+    @overload
+    def __call__(self, **named: AnyLayer) -> Layer[dict[str, Any], DictState, Any, Any]: ...
+    def __call__(self, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
         """Return the layers side by side."""
-        return self.bind(*layers)
+        return self.bind(*layers, **named)
 
 
 def apply(
-    params: tuple[Any, ...],
+    params: Any,
     state: ChildrenState,
-    x: tuple[Any, ...],
+    x: Any,
     rng: Key | None = None,
     inference_mode: bool = False,
     batch_axis_name: AxisName = (),
-) -> tuple[tuple[Any, ...], ChildrenState]:
+) -> tuple[Any, ChildrenState]:
     """Return the outputs of the layers: see `mlax.Apply` and `mlax.parallel`."""
-    children = state.config
-    _require_entries(x, len(children))
-    keys = apply_keys(rng, [child.needs_rng for child in children])
-    results = [
-        apply_child(child, p, v, entry, key, inference_mode, batch_axis_name)
-        for child, p, v, entry, key in zip(
-            children, params, split_variables("parallel", params, state), x, keys, strict=True
-        )
-    ]
-    return tuple(y for y, _ in results), joined_state([v for _, v in results], children)
+    children = split("parallel", params, state)
+    xs = entries("parallel", "x", x, [child.key for child in state.config])
+    keys = apply_keys(rng, [child.needs_rng for child in state.config])
+    outputs, variables = [], []
+    for (child, p, v), entry, key in zip(children, xs, keys, strict=True):
+        y, v = apply_child("parallel", child, p, v, entry, key, inference_mode, batch_axis_name)
+        outputs.append(y)
+        variables.append(v)
+    return packed(state.config, outputs), joined_state(state.config, variables)
 
 
-@Parallel.of(apply, needs_rng=any_needs_rng, checks={"layers": require_layers})
-def parallel(
-    rng: Key, x: tuple[Any, ...], *layers: AnyLayer
-) -> tuple[tuple[Any, ...], ChildrenState]:
+@Parallel.of(
+    apply,
+    needs_rng=any_needs_rng,
+    checks={"layers": require_layers, "named": require_named_layers},
+)
+def parallel(rng: Key, x: Any, *layers: AnyLayer, **named: AnyLayer) -> tuple[Any, ChildrenState]:
     """Layers side by side: a tuple goes in, one entry for each layer, and a tuple comes out.
 
     Keys are given to the layers as `mlax.series` gives them.
 
     Args:
-        layers: any number.
+        layers: any number. params and variables are tuples.
+        named: layers with names instead of `layers`. x, y, params and variables are dicts
+            with these names.
 
     Raises:
-        TypeError: one of `layers` is not a layer, or x is not a tuple or list.
+        TypeError: something is not a layer, some layers have names and others have not, or
+            x is not a tuple (a dict if the layers have names).
         ValueError: x has not one entry for each layer.
         Exception: whatever a layer raises, with a note of its path.
 
@@ -219,20 +231,14 @@ def parallel(
     >>> y[0].shape, y[1]
     ((4,), Array([-1., -1.], dtype=float32))
     """
-    _require_entries(x, len(layers))
-    params, variables, children = [], [], []
-    keys = init_keys(rng, len(layers))
-    for i, (layer, key, entry) in enumerate(zip(layers, keys, x, strict=True)):
-        p, v, child = init_child(f"parallel[{i}]", layer, key, entry)
-        params.append(p)
-        variables.append(v)
-        children.append(child)
-    return tuple(params), joined_state(variables, children)
-
-
-def _require_entries(x: Any, count: int) -> None:
-    wanted = f"a tuple with {count} entries, one for each layer"
-    if not isinstance(x, tuple | list):
-        raise TypeError(arguments.message("parallel", "x", wanted, type(x).__name__))
-    if len(x) != count:
-        raise ValueError(arguments.message("parallel", "x", wanted, f"{len(x)} entries"))
+    layers_by_key = keyed("parallel", layers, named)
+    xs = entries("parallel", "x", x, list(layers_by_key))
+    keys = init_keys(rng, len(layers_by_key))
+    return collected(
+        [
+            init_child("parallel", key, layer, child_rng, entry)
+            for (key, layer), child_rng, entry in zip(
+                layers_by_key.items(), keys, xs, strict=True
+            )
+        ]
+    )

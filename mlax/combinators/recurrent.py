@@ -18,6 +18,7 @@ from mlax.combinators.child import (
     init_child,
     init_keys,
     require_layer,
+    shapes,
 )
 from mlax.pair import AxisName, Key, Layer, PairBase, State
 
@@ -62,7 +63,7 @@ def apply(
     """Return the outputs of all steps and the last carry: see `mlax.Apply` and `mlax.recurrent`."""
     cell, reverse, unroll = state.config
     xs, h = _inputs(x)
-    length = _length(xs)
+    length = arguments.leading_length("recurrent", "xs", xs, "time")
     use_key = rng is not None and cell.needs_rng
     steps = jnp.arange(length)
     indices = (steps[::-1] if reverse else steps) if use_key else None
@@ -72,7 +73,7 @@ def apply(
         x, index = inputs
         key = None if rng is None or index is None else jax.random.fold_in(rng, index)
         (y, h), variables = apply_child(
-            cell, params, variables, (x, h), key, inference_mode, batch_axis_name
+            "recurrent", cell, params, variables, (x, h), key, inference_mode, batch_axis_name
         )
         return (h, variables), y
 
@@ -116,11 +117,11 @@ def recurrent(
     >>> ys
     Array([0., 1., 3., 6.], dtype=float32)
     """
-    xs, h = jax.eval_shape(lambda x: x, _inputs(x))
-    _length(xs)
+    xs, h = shapes(_inputs(x))
+    arguments.leading_length("recurrent", "xs", xs, "time")
     first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
     (key,) = init_keys(rng, 1)
-    params, variables, child = init_child("recurrent", cell, key, (first, h))
+    params, variables, child = init_child("recurrent", None, cell, key, (first, h))
     return params, State(variables, RecurrentConfig(child, reverse, unroll))
 
 
@@ -129,14 +130,3 @@ def _inputs(x: Any) -> tuple[Any, Any]:
         got = f"{len(x)} entries" if isinstance(x, tuple | list) else type(x).__name__
         raise TypeError(arguments.message("recurrent", "x", "a pair (xs, h)", got))
     return x[0], x[1]
-
-
-def _length(xs: Any) -> int:
-    """Return the length of the time axis that all leaves have in common."""
-    shapes = [leaf.shape for leaf in jax.tree.leaves(xs)]
-    lengths = {shape[0] if shape else None for shape in shapes}
-    if len(lengths) != 1 or None in lengths:
-        wanted = "arrays with a leading time axis of one length"
-        raise ValueError(arguments.message("recurrent", "xs", wanted, f"shapes {shapes}"))
-    (length,) = lengths
-    return int(length or 0)

@@ -1,26 +1,30 @@
 """Layers one after the other: y = layer_n(... layer_1(x)).
 
-params and variables are tuples with one entry for each layer.
+params and variables are tuples with one entry for each layer, or dicts if they have names.
 """
 
 from __future__ import annotations  # the overloads take long to evaluate
 
 from typing import Any, TypeVar, overload
 
-import jax
-
 from mlax.combinators.child import (
     AnyLayer,
     ChildrenState,
+    DictState,
+    TupleState,
     any_needs_rng,
     apply_child,
     apply_keys,
+    collected,
     init_child,
     init_keys,
     joined_state,
+    keyed,
     output_shape,
     require_layers,
-    split_variables,
+    require_named_layers,
+    shapes,
+    split,
 )
 from mlax.pair import AxisName, Key, Layer, PairBase
 
@@ -43,24 +47,24 @@ X8 = TypeVar("X8")
 X9 = TypeVar("X9")
 
 
-class Series(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
+class Series(PairBase[Any, ChildrenState, Any, Any]):
     """The type of `series`: what is known of up to eight layers is known of their composition."""
 
     @overload
-    def __call__(self) -> Layer[tuple[()], ChildrenState, Any, Any]: ...
+    def __call__(self) -> Layer[Any, ChildrenState, Any, Any]: ...
     @overload
     def __call__(
         self,
         l1: Layer[P1, Any, X1, X2],
         /,
-    ) -> Layer[tuple[P1], ChildrenState, X1, X2]: ...
+    ) -> Layer[tuple[P1], TupleState, X1, X2]: ...
     @overload
     def __call__(
         self,
         l1: Layer[P1, Any, X1, X2],
         l2: Layer[P2, Any, X2, X3],
         /,
-    ) -> Layer[tuple[P1, P2], ChildrenState, X1, X3]: ...
+    ) -> Layer[tuple[P1, P2], TupleState, X1, X3]: ...
     @overload
     def __call__(
         self,
@@ -68,7 +72,7 @@ class Series(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
         l2: Layer[P2, Any, X2, X3],
         l3: Layer[P3, Any, X3, X4],
         /,
-    ) -> Layer[tuple[P1, P2, P3], ChildrenState, X1, X4]: ...
+    ) -> Layer[tuple[P1, P2, P3], TupleState, X1, X4]: ...
     @overload
     def __call__(
         self,
@@ -77,7 +81,7 @@ class Series(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
         l3: Layer[P3, Any, X3, X4],
         l4: Layer[P4, Any, X4, X5],
         /,
-    ) -> Layer[tuple[P1, P2, P3, P4], ChildrenState, X1, X5]: ...
+    ) -> Layer[tuple[P1, P2, P3, P4], TupleState, X1, X5]: ...
     @overload
     def __call__(
         self,
@@ -87,7 +91,7 @@ class Series(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
         l4: Layer[P4, Any, X4, X5],
         l5: Layer[P5, Any, X5, X6],
         /,
-    ) -> Layer[tuple[P1, P2, P3, P4, P5], ChildrenState, X1, X6]: ...
+    ) -> Layer[tuple[P1, P2, P3, P4, P5], TupleState, X1, X6]: ...
     @overload
     def __call__(
         self,
@@ -98,7 +102,7 @@ class Series(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
         l5: Layer[P5, Any, X5, X6],
         l6: Layer[P6, Any, X6, X7],
         /,
-    ) -> Layer[tuple[P1, P2, P3, P4, P5, P6], ChildrenState, X1, X7]: ...
+    ) -> Layer[tuple[P1, P2, P3, P4, P5, P6], TupleState, X1, X7]: ...
     @overload
     def __call__(
         self,
@@ -110,7 +114,7 @@ class Series(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
         l6: Layer[P6, Any, X6, X7],
         l7: Layer[P7, Any, X7, X8],
         /,
-    ) -> Layer[tuple[P1, P2, P3, P4, P5, P6, P7], ChildrenState, X1, X8]: ...
+    ) -> Layer[tuple[P1, P2, P3, P4, P5, P6, P7], TupleState, X1, X8]: ...
     @overload
     def __call__(
         self,
@@ -123,7 +127,7 @@ class Series(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
         l7: Layer[P7, Any, X7, X8],
         l8: Layer[P8, Any, X8, X9],
         /,
-    ) -> Layer[tuple[P1, P2, P3, P4, P5, P6, P7, P8], ChildrenState, X1, X9]: ...
+    ) -> Layer[tuple[P1, P2, P3, P4, P5, P6, P7, P8], TupleState, X1, X9]: ...
     @overload
     def __call__(
         self,
@@ -138,14 +142,16 @@ class Series(PairBase[tuple[Any, ...], ChildrenState, Any, Any]):
         l9: AnyLayer,
         /,
         *layers: AnyLayer,
-    ) -> Layer[Any, ChildrenState, Any, Any]: ...
-    def __call__(self, *layers: AnyLayer) -> AnyLayer:
+    ) -> Layer[Any, TupleState, Any, Any]: ...
+    @overload
+    def __call__(self, **named: AnyLayer) -> Layer[dict[str, Any], DictState, Any, Any]: ...
+    def __call__(self, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
         """Return the layers in series."""
-        return self.bind(*layers)
+        return self.bind(*layers, **named)
 
 
 def apply(
-    params: tuple[Any, ...],
+    params: Any,
     state: ChildrenState,
     x: Any,
     rng: Key | None = None,
@@ -153,31 +159,32 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, ChildrenState]:
     """Return the output of the last layer: see `mlax.Apply` and `mlax.series`."""
-    children = state.config
-    keys = apply_keys(rng, [child.needs_rng for child in children])
+    keys = apply_keys(rng, [child.needs_rng for child in state.config])
     variables = []
-    for child, p, v, key in zip(
-        children, params, split_variables("series", params, state), keys, strict=True
-    ):
-        x, v = apply_child(child, p, v, x, key, inference_mode, batch_axis_name)
+    for (child, p, v), key in zip(split("series", params, state), keys, strict=True):
+        x, v = apply_child("series", child, p, v, x, key, inference_mode, batch_axis_name)
         variables.append(v)
-    return x, joined_state(variables, children)
+    return x, joined_state(state.config, variables)
 
 
-@Series.of(apply, needs_rng=any_needs_rng, checks={"layers": require_layers})
-def series(
-    rng: Key, x: Any, *layers: AnyLayer
-) -> tuple[tuple[Any, ...], ChildrenState]:
+@Series.of(
+    apply,
+    needs_rng=any_needs_rng,
+    checks={"layers": require_layers, "named": require_named_layers},
+)
+def series(rng: Key, x: Any, *layers: AnyLayer, **named: AnyLayer) -> tuple[Any, ChildrenState]:
     """Layers in series: the output of each is the input of the next.
 
     In `init` layer i gets the key fold_in(rng, i). In `apply` only layers that need a key get
     one: a single such layer gets `rng`, of several the j-th gets fold_in(rng, j).
 
     Args:
-        layers: any number; none is the identity.
+        layers: any number; none is the identity. params and variables are tuples.
+        named: layers with names, in the order written, instead of `layers`. params and
+            variables are dicts with these names.
 
     Raises:
-        TypeError: one of `layers` is not a layer.
+        TypeError: something is not a layer, or some layers have names and others have not.
         Exception: whatever a layer raises, with a note of its path.
 
     >>> import jax, jax.numpy as jnp, mlax
@@ -188,14 +195,19 @@ def series(
     >>> y, state = apply(params, state, jnp.ones(3))
     >>> y.shape
     (4,)
+    >>> init, apply = mlax.series(stem=mlax.linear(4), head=mlax.linear(2))
+    >>> params, state = init(jax.random.key(0), jnp.ones(3))
+    >>> params["head"].kernel.shape
+    (4, 2)
     """
-    x = jax.eval_shape(lambda x: x, x)
-    params, variables, children = [], [], []
-    for i, (layer, key) in enumerate(zip(layers, init_keys(rng, len(layers)), strict=True)):
-        p, v, child = init_child(f"series[{i}]", layer, key, x)
-        if i + 1 < len(layers):
-            x = output_shape(child, p, v, x, rng)
-        params.append(p)
-        variables.append(v)
-        children.append(child)
-    return tuple(params), joined_state(variables, children)
+    x = shapes(x)
+    layers_by_key = keyed("series", layers, named)
+    children = []
+    for (key, layer), child_rng in zip(
+        layers_by_key.items(), init_keys(rng, len(layers_by_key)), strict=True
+    ):
+        params, variables, child = init_child("series", key, layer, child_rng, x)
+        children.append((params, variables, child))
+        if len(children) < len(layers_by_key):
+            x = output_shape("series", child, params, variables, x, rng)
+    return collected(children)

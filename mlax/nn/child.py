@@ -34,7 +34,6 @@ def call_child(
     try:
         y, layers[index] = layer(x, rng, inference_mode, batch_axis_name)
     except Exception as error:
-        place = f"{type(owner).__name__}[{index}]"
-        add_path(error, place, f"{place} > {type(layer).__name__}")
+        add_path(error, type(owner).__name__, index, type(layer).__name__)
         raise
     return y

@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import textwrap
 from collections.abc import Callable, Hashable, Mapping
 from typing import (
     Any,
@@ -156,9 +157,29 @@ class _BoundInit(Generic[P_co, S_co]):
         return self
 
     def __repr__(self) -> str:
-        arguments = [_source(value) for value in self.args]
-        arguments += [f"{name}={_source(value)}" for name, value in self.kwargs.items()]
-        return f"{self.__name__}({', '.join(arguments)})"
+        """Return the call that makes the layer, over several lines where one is too long."""
+        _, _, *hparams = inspect.signature(self.init).parameters.values()
+        bound = inspect.Signature(hparams).bind(*self.args, **self.kwargs).arguments
+        arguments: list[str] = []
+        for parameter in hparams:
+            value = bound.get(parameter.name, parameter.default)
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                arguments += map(_source, bound.get(parameter.name, ()))
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                named = bound.get(parameter.name, {})
+                arguments += [f"{name}={_source(child)}" for name, child in named.items()]
+            elif parameter.default is parameter.empty:
+                arguments.append(_source(value))
+            elif value is not parameter.default:
+                arguments.append(f"{parameter.name}={_source(value)}")
+        line = f"{self.__name__}({', '.join(arguments)})"
+        if len(line) <= _LINE_LENGTH and "\n" not in line:
+            return line
+        lines = textwrap.indent(",\n".join(arguments), "    ")
+        return f"{self.__name__}(\n{lines},\n)"
+
+
+_LINE_LENGTH = 88
 
 
 def _source(value: object) -> str:

@@ -52,6 +52,9 @@ def statistics(
     mesh_names = tuple(name for name in names if name in sharded)
     vmap_names = tuple(name for name in names if name not in sharded)
 
+    for name in names:
+        _require_bound(owner, name)
+
     def mean_of(value: jax.Array) -> jax.Array:
         mean: jax.Array = lax.pmean(jnp.mean(value, axes, keepdims=True), vmap_names)
         return mean
@@ -71,6 +74,17 @@ def statistics(
     else:
         mean = estimate + offset
     return Statistics(difference - offset, jnp.squeeze(mean, axes), jnp.squeeze(variance, axes))
+
+
+def _require_bound(owner: str, name: Hashable) -> None:
+    try:
+        lax.axis_size(name)
+    except NameError:
+        raise NameError(
+            f"{owner}: expected the batch axis {name!r} to be bound, got no axis of that name; map "
+            f"the batch with mlax.batched(layer, axis_name={name!r}), jax.vmap(..., "
+            f"axis_name={name!r}) or jax.shard_map over a mesh with that axis"
+        ) from None
 
 
 def _gather(values: tuple[jax.Array, ...], names: tuple[Hashable, ...]) -> jax.Array:

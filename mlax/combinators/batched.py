@@ -15,6 +15,7 @@ from mlax.combinators.child import (
     Child,
     any_needs_rng,
     apply_child,
+    config_of,
     init_child,
     init_keys,
     require_layer,
@@ -60,7 +61,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, BatchedConfig]]:
     """Return the outputs of all examples: see `mlax.Apply` and `mlax.batched`."""
-    child, axis_name, state_axis = state.config
+    child, axis_name, state_axis = config_of("batched", state, BatchedConfig)
     size = _batch_size(x)
     keys = None
     if rng is not None and child.needs_rng:

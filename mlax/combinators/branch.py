@@ -184,7 +184,7 @@ def apply(
 ) -> tuple[Any, ChildrenState]:
     """Return the outputs of the layers: see `mlax.Apply` and `mlax.branch`."""
     children = split("branch", params, state)
-    keys = apply_keys(rng, [child.needs_rng for child in state.config])
+    keys = apply_keys(rng, [child.needs_rng for child, _, _ in children])
     outputs, variables = [], []
     for (child, p, v), key in zip(children, keys, strict=True):
         y, v = apply_child("branch", child, p, v, x, key, inference_mode, batch_axis_name)

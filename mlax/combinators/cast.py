@@ -15,6 +15,7 @@ from mlax.combinators.child import (
     Child,
     any_needs_rng,
     apply_child,
+    config_of,
     init_child,
     init_keys,
     require_layer,
@@ -61,7 +62,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, CastConfig]]:
     """Return the output of the layer: see `mlax.Apply` and `mlax.cast`."""
-    child, compute_dtype, output_dtype = state.config
+    child, compute_dtype, output_dtype = config_of("cast", state, CastConfig)
     y, variables = apply_child(
         "cast",
         child,

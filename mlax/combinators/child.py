@@ -13,7 +13,7 @@ params and variables of that layer, and the key None.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ import numpy as np
 
 from mlax import arguments
 from mlax.pair import AxisName, Key, Layer, State, needs_rng
+
+C = TypeVar("C", bound=Hashable)
 
 AnyLayer: TypeAlias = Layer[Any, Any, Any, Any]
 ANOTHER_MODEL = "is it that of another model?"
@@ -185,13 +187,18 @@ def joined_state(children: tuple[Child, ...], variables: Sequence[Any]) -> Child
     return State(() if stateless else packed(children, variables), children)
 
 
+def config_of(owner: str, state: object, wanted: type[C]) -> C:
+    """Return the config of a state, and require that it is one of this combinator."""
+    if not isinstance(state, State) or not isinstance(state.config, wanted):
+        got = f"one of {type(state.config if isinstance(state, State) else state).__name__}"
+        text = arguments.message(owner, "state", "what init returned", got, ANOTHER_MODEL)
+        raise TypeError(text)
+    return state.config
+
+
 def split(owner: str, params: Any, state: ChildrenState) -> list[tuple[Child, Any, Any]]:
     """Return each child with its params and its variables, and require that they are there."""
-    if not isinstance(state, State):
-        raise TypeError(
-            arguments.message(owner, "state", "what init returned", type(state).__name__)
-        )
-    keys = [child.key for child in state.config]
+    keys = [child.key for child in config_of(owner, state, tuple)]
     variables = [()] * len(keys)
     if state.variables:
         variables = entries(owner, "state.variables", state.variables, keys, ANOTHER_MODEL)

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, NamedTuple, ParamSpec
 
-from mlax.combinators.child import AnyLayer, Child, apply_child, init_child
+from mlax.combinators.child import AnyLayer, Child, apply_child, config_of, init_child
 from mlax.pair import AxisName, Check, Key, Pair, State, layer
 
 H = ParamSpec("H")
@@ -32,7 +32,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, ComposedConfig]]:
     """Return the output of the layer that was made: see `mlax.Apply`."""
-    name, child = state.config
+    name, child = config_of("composed", state, ComposedConfig)
     y, variables = apply_child(
         name, child, params, state.variables, x, rng, inference_mode, batch_axis_name
     )
@@ -65,7 +65,7 @@ def composed(
         block: Callable[Concatenate[Any, H], AnyLayer],
     ) -> Pair[H, Any, State[Any, ComposedConfig], Any, Any]:
         def init(
-            rng: Key, x: Any, *args: H.args, **kwargs: H.kwargs
+            rng: Key, x: Any, /, *args: H.args, **kwargs: H.kwargs
         ) -> tuple[Any, State[Any, ComposedConfig]]:
             made = block(x, *args, **kwargs)
             params, variables, child = init_child(block.__name__, None, made, rng, x)

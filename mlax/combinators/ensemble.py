@@ -13,6 +13,7 @@ from mlax.combinators.child import (
     Child,
     any_needs_rng,
     apply_child,
+    config_of,
     copy_keys,
     require_layer,
     stacked_children,
@@ -52,7 +53,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, EnsembleConfig]]:
     """Return the outputs of all members: see `mlax.Apply` and `mlax.ensemble`."""
-    child, n = state.config
+    child, n = config_of("ensemble", state, EnsembleConfig)
     keys = copy_keys(rng, n) if rng is not None and child.needs_rng else None
 
     def member(params: Any, variables: Any, key: Key | None) -> tuple[Any, Any]:

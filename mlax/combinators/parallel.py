@@ -192,8 +192,8 @@ def apply(
 ) -> tuple[Any, ChildrenState]:
     """Return the outputs of the layers: see `mlax.Apply` and `mlax.parallel`."""
     children = split("parallel", params, state)
+    keys = apply_keys(rng, [child.needs_rng for child, _, _ in children])
     xs = entries("parallel", "x", x, [child.key for child in state.config])
-    keys = apply_keys(rng, [child.needs_rng for child in state.config])
     outputs, variables = [], []
     for (child, p, v), entry, key in zip(children, xs, keys, strict=True):
         y, v = apply_child("parallel", child, p, v, entry, key, inference_mode, batch_axis_name)

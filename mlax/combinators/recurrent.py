@@ -15,6 +15,7 @@ from mlax.combinators.child import (
     Child,
     any_needs_rng,
     apply_child,
+    config_of,
     init_child,
     init_keys,
     require_layer,
@@ -61,7 +62,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[tuple[Any, Any], State[Any, RecurrentConfig]]:
     """Return the outputs of all steps and the last carry: see `mlax.Apply` and `mlax.recurrent`."""
-    cell, reverse, unroll = state.config
+    cell, reverse, unroll = config_of("recurrent", state, RecurrentConfig)
     xs, h = _inputs(x)
     length = arguments.leading_length("recurrent", "xs", xs, "time")
     use_key = rng is not None and cell.needs_rng

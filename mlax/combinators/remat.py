@@ -14,6 +14,7 @@ from mlax.combinators.child import (
     Child,
     any_needs_rng,
     apply_child,
+    config_of,
     init_child,
     init_keys,
     require_layer,
@@ -55,7 +56,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, RematConfig]]:
     """Return the output of the layer: see `mlax.Apply` and `mlax.remat`."""
-    child, policy = state.config
+    child, policy = config_of("remat", state, RematConfig)
 
     def run(params: Any, variables: Any, x: Any, rng: Key | None) -> tuple[Any, Any]:
         return apply_child(

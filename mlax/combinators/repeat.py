@@ -15,6 +15,7 @@ from mlax.combinators.child import (
     Child,
     any_needs_rng,
     apply_child,
+    config_of,
     copy_keys,
     output_shape,
     require_equal_shapes,
@@ -69,7 +70,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, RepeatConfig]]:
     """Return the output of the last copy: see `mlax.Apply` and `mlax.repeat`."""
-    child, n, unroll, remat, policy = state.config
+    child, n, unroll, remat, policy = config_of("repeat", state, RepeatConfig)
     keys = copy_keys(rng, n) if rng is not None and child.needs_rng else None
 
     def step(x: Any, copy: tuple[Any, Any, Key | None]) -> tuple[Any, Any]:
@@ -126,5 +127,5 @@ def repeat(
     params, variables, child = stacked_children("repeat", layer, rng, x, n)
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (params, variables))
     y = output_shape("repeat", child, one[0], one[1], x, rng)
-    require_equal_shapes("repeat", x, y, "the layer to return what it takes,")
+    require_equal_shapes("repeat", x, y, "the output of the layer")
     return params, State(variables, RepeatConfig(child, n, unroll, remat, policy))

@@ -54,14 +54,15 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, ChildrenState]:
     """Return shortcut(x) + layer(x): see `mlax.Apply` and `mlax.residual`."""
-    keys = apply_keys(rng, [child.needs_rng for child in state.config])
+    children = split("residual", params, state)
+    keys = apply_keys(rng, [child.needs_rng for child, _, _ in children])
     outputs, variables = [], []
-    for (child, p, v), key in zip(split("residual", params, state), keys, strict=True):
+    for (child, p, v), key in zip(children, keys, strict=True):
         y, v = apply_child("residual", child, p, v, x, key, inference_mode, batch_axis_name)
         outputs.append(y)
         variables.append(v)
     around = x if len(outputs) == 1 else outputs[1]
-    require_equal_shapes("residual", shapes(around), shapes(outputs[0]), "the layer to return")
+    require_equal_shapes("residual", shapes(around), shapes(outputs[0]), "the output of the layer")
     y = jax.tree.map(jax.numpy.add, around, outputs[0])
     return y, joined_state(state.config, variables)
 
@@ -108,5 +109,5 @@ def residual(
     ]
     outputs = [output_shape("residual", child, p, v, x, rng) for p, v, child in children]
     around = x if shortcut is None else outputs[1]
-    require_equal_shapes("residual", around, outputs[0], "the layer to return")
+    require_equal_shapes("residual", around, outputs[0], "the output of the layer")
     return collected(children)

@@ -159,9 +159,10 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, ChildrenState]:
     """Return the output of the last layer: see `mlax.Apply` and `mlax.series`."""
-    keys = apply_keys(rng, [child.needs_rng for child in state.config])
+    children = split("series", params, state)
+    keys = apply_keys(rng, [child.needs_rng for child, _, _ in children])
     variables = []
-    for (child, p, v), key in zip(split("series", params, state), keys, strict=True):
+    for (child, p, v), key in zip(children, keys, strict=True):
         x, v = apply_child("series", child, p, v, x, key, inference_mode, batch_axis_name)
         variables.append(v)
     return x, joined_state(state.config, variables)

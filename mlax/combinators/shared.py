@@ -18,6 +18,7 @@ from mlax.combinators.child import (
     Child,
     any_needs_rng,
     apply_child,
+    config_of,
     init_child,
     init_keys,
     require_equal_shapes,
@@ -85,8 +86,7 @@ def _apply_tied(
     inference_mode: bool = False,
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, Hashable]]:
-    child = state.config
-    assert isinstance(child, Child)
+    child = config_of("shared", state, Child)
     y, variables = apply_child(
         "shared", child, params.params, state.variables, x, rng, inference_mode, batch_axis_name
     )
@@ -101,7 +101,7 @@ def _tied(
     params, variables, child = init_child("shared", None, layer, rng, x)
     if maker.made:
         require_equal_shapes(
-            "shared", shapes(maker.params), shapes(params), "the parameters of every place"
+            "shared", shapes(maker.params), shapes(params), "the parameters at every place"
         )
     else:
         maker.params, maker.made = params, True
@@ -182,7 +182,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, SharedConfig]]:
     """Return the output of the composition: see `mlax.Apply` and `mlax.shared`."""
-    child, number = state.config
+    child, number = config_of("shared", state, SharedConfig)
 
     def filled(node: Any) -> Any:
         return _Tied(params.shared) if node == _Hole(number) else node
@@ -240,7 +240,7 @@ def shared(
         raise ValueError("shared: expected the composition to use the layer, got one without it")
     for other in tied:
         require_equal_shapes(
-            "shared", shapes(tied[0].params), shapes(other.params), "the parameters of every place"
+            "shared", shapes(tied[0].params), shapes(other.params), "the parameters at every place"
         )
     number = 1 + max((node.number for node in places if isinstance(node, _Hole)), default=-1)
 

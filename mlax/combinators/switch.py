@@ -14,6 +14,7 @@ from mlax.combinators.child import (
     apply_child,
     apply_keys,
     collected,
+    config_of,
     init_child,
     init_keys,
     joined_state,
@@ -46,7 +47,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, SwitchConfig]]:
     """Return the output of the chosen layer: see `mlax.Apply` and `mlax.switch`."""
-    index_fn, layers = state.config
+    index_fn, layers = config_of("switch", state, SwitchConfig)
     children = split("switch", params, State(state.variables, layers))
     keys = apply_keys(rng, [child.needs_rng for child in layers])
 
@@ -101,6 +102,6 @@ def switch(
     ]
     outputs = [output_shape("switch", child, p, v, x, rng) for p, v, child in children]
     for i, output in enumerate(outputs):
-        require_equal_shapes("switch", outputs[0], output, f"layer {i} to return what layer 0 does,")
+        require_equal_shapes("switch", outputs[0], output, f"the output of layer {i}")
     params, state = collected(children)
     return params, State(state.variables, SwitchConfig(index_fn, state.config))

@@ -109,7 +109,6 @@ def nested() -> None:
     params, _ = init(key, x)
     assert_type(params[0][1].bias, Array)
     assert_type(params[3][0].kernel, Array)
-    mlax.series(block, mlax.parallel())  # type: ignore[misc]
 
 
 def misfits() -> None:

@@ -11,7 +11,7 @@ and nothing here looks at a value on the device.
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,20 @@ Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
 
 PADDINGS = ("VALID", "SAME", "SAME_LOWER")
 CHANNEL_AXES = {"channel_last": -1, "channel_first": 0}
+
+
+class Shaped(Protocol):
+    """An array, or a `jax.ShapeDtypeStruct` in its place."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the elements."""
+        ...
 
 
 def message(owner: str, argument: str, wanted: str, got: object, way_out: str = "") -> str:
@@ -233,14 +247,14 @@ def padding_per_axis(owner: str, value: Padding, rank: int) -> str | tuple[tuple
     return tuple((operator.index(before), operator.index(after)) for before, after in pairs)
 
 
-def channel_axis(owner: str, data_format: str, x: jax.Array | jax.ShapeDtypeStruct) -> int:
+def channel_axis(owner: str, data_format: str, x: Shaped) -> int:
     """Return the index of the channel axis of `x`."""
     check_data_format(owner, "data_format", data_format)
     if data_format in CHANNEL_AXES:
         require_rank(owner, x, 1)
-        return CHANNEL_AXES[data_format] % x.ndim
-    if len(data_format) != x.ndim:
-        wanted = f"a spec of {x.ndim} letters, one for each axis of x of shape {x.shape}"
+        return CHANNEL_AXES[data_format] % len(x.shape)
+    if len(data_format) != len(x.shape):
+        wanted = f"a spec of {len(x.shape)} letters, one for each axis of x of shape {x.shape}"
         raise ValueError(message(owner, "data_format", wanted, repr(data_format)))
     return data_format.index("C")
 
@@ -279,14 +293,14 @@ def hashable_axis(owner: str, axis: str | Axes) -> str | tuple[int, ...]:
     return tuple(map(operator.index, entries(owner, "axis", axis)))
 
 
-def require_rank(owner: str, x: jax.Array | jax.ShapeDtypeStruct, at_least: int) -> None:
+def require_rank(owner: str, x: Shaped, at_least: int) -> None:
     """Require at least that many axes."""
     if len(x.shape) < at_least:
         axes = "1 axis" if at_least == 1 else f"{at_least} axes"
         raise ValueError(f"{owner}: expected x with at least {axes}, got shape {x.shape}")
 
 
-def require_integers(owner: str, x: jax.Array | jax.ShapeDtypeStruct) -> None:
+def require_integers(owner: str, x: Shaped) -> None:
     """Require an integer dtype."""
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(message(owner, "x", "of an integer dtype", jnp.dtype(x.dtype).name))
@@ -301,7 +315,7 @@ def required_key(owner: str, rng: jax.Array | None) -> jax.Array:
 
 
 def require_castable(
-    owner: str, x: jax.Array | jax.ShapeDtypeStruct, dtype: DTypeLike
+    owner: str, x: Shaped, dtype: DTypeLike
 ) -> None:
     """Require that parameters of `dtype` can be cast to the dtype of `x` and keep their sense."""
     if jnp.issubdtype(dtype, jnp.inexact) and not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -318,7 +332,7 @@ def require_castable(
 
 
 def feature_shape(
-    owner: str, in_features: InFeatures, x: jax.Array | jax.ShapeDtypeStruct
+    owner: str, in_features: InFeatures, x: Shaped
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return `in_features` as one 0, 1 or -1 for each axis, and the shape of the parameter.
 

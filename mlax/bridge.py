@@ -90,19 +90,19 @@ class _LayerModule(Module):
     def __init__(self, layer: AnyLayer, rng: Key) -> None:
         """Keep the layer and the key until the first call."""
         super().__init__()
-        self.layer = layer
+        self._layer = layer
         self.rng = rng
-        self.params = Parameter(trainable=True)
-        self.state = Parameter(trainable=False)
+        self.params: Parameter = Parameter(trainable=True)
+        self.state: Parameter = Parameter(trainable=False)
 
     def setup(self, x: Any) -> None:
         """Initialise the layer."""
-        self.params.data, self.state.data = self.layer.init(self.rng, x)
+        self.params.data, self.state.data = self._layer.init(self.rng, x)
 
     def _run(
         self, x: Any, rng: Key | None, inference_mode: bool, batch_axis_name: AxisName
     ) -> Any:
-        y, self.state.data = self.layer.apply(
+        y, self.state.data = self._layer.apply(
             self.params.data, self.state.data, x, rng, inference_mode, batch_axis_name
         )
         return y

@@ -60,13 +60,13 @@ def _cut(
     length = _SHORTEST
     while length < math.prod(shape):
         length *= 4
-    return _scaled(draw(key, (length,), dtype), scale, shape)
+    value: jax.Array = _scaled(draw(key, (length,), dtype), scale, shape)
+    return value
 
 
 @functools.partial(jax.jit, static_argnames="shape")
 def _scaled(row: jax.Array, scale: float, shape: tuple[int, ...]) -> jax.Array:
-    cut: jax.Array = row[: math.prod(shape)] * jnp.asarray(scale, row.dtype)
-    return cut.reshape(shape)
+    return jnp.reshape(row[: math.prod(shape)] * jnp.asarray(scale, row.dtype), shape)
 
 
 def initialize(

@@ -74,10 +74,16 @@ def is_leaf_param(x: object) -> bool:
 
 
 class _HasForward(Protocol[Y_co]):
-    def forward(self, *args: Any, **kwargs: Any) -> Y_co: ...
+    """A module, by the type of its output."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Y_co:
+        """Return the output."""
+        ...
 
 
 class _Call(Protocol[Y_co, M_co]):
+    """The call of a module of class M with output Y."""
+
     def __call__(
         self,
         x: Any,
@@ -149,8 +155,8 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
     if TYPE_CHECKING:
-        __call__ = _TypedCall()
-        apply = _TypedCall()
+        __call__: _TypedCall = _TypedCall()
+        apply: _TypedCall = _TypedCall()
     else:
 
         def __call__(self, x, rng, inference_mode=False, batch_axis_name=()):

@@ -240,7 +240,7 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
         self.__doc__ = init.__doc__
         self.__wrapped__ = init
         _, _, *hparams = inspect.signature(init).parameters.values()
-        self.__signature__ = inspect.Signature(hparams, return_annotation=Layer)
+        self.__signature__: inspect.Signature = inspect.Signature(hparams, return_annotation=Layer)
         self._checks = checks
         self.init = self._checked(init)
         self.apply = apply

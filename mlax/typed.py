@@ -21,7 +21,6 @@ else:
     from collections.abc import Callable, Hashable, Iterable, Sequence
     from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
-    import jax
     from jax.stages import Lowered, Traced
 
     H = ParamSpec("H")
@@ -65,7 +64,7 @@ else:
         donate_argnums: int | Sequence[int] | None = None,
         donate_argnames: str | Iterable[str] | None = None,
         keep_unused: bool = False,
-        device: jax.Device | None = None,
+        device: Any = None,
         backend: str | None = None,
         inline: bool = False,
         compiler_options: dict[str, Any] | None = None,
@@ -80,7 +79,7 @@ else:
         donate_argnums: int | Sequence[int] | None = None,
         donate_argnames: str | Iterable[str] | None = None,
         keep_unused: bool = False,
-        device: jax.Device | None = None,
+        device: Any = None,
         backend: str | None = None,
         inline: bool = False,
         compiler_options: dict[str, Any] | None = None,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mlax import arguments
-from mlax.arguments import InFeatures
+from mlax.arguments import InFeatures, Shaped
 from mlax.initializers import Initializer, initialize
 from mlax.pair import AxisName, Key, State, layer
 
@@ -53,7 +53,7 @@ def apply(
 )
 def bias(
     rng: Key,
-    x: jax.Array | jax.ShapeDtypeStruct,
+    x: Shaped,
     in_features: InFeatures,
     bias_initializer: Initializer = jax.nn.initializers.zeros,
     dtype: DTypeLike = jnp.float32,

@@ -15,7 +15,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from mlax import arguments
-from mlax.arguments import Padding, Sizes
+from mlax.arguments import Padding, Shaped, Sizes
 from mlax.initializers import Initializer, glorot_uniform, initialize
 from mlax.pair import AxisName, Key, State, layer
 
@@ -105,7 +105,7 @@ def apply(
 )
 def conv(
     rng: Key,
-    x: jax.Array | jax.ShapeDtypeStruct,
+    x: Shaped,
     out_channels: int,
     filter_shape: Sizes,
     strides: Sizes = 1,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 
 from mlax import arguments, functional
-from mlax.arguments import Axes
+from mlax.arguments import Axes, Shaped
 from mlax.pair import AxisName, Key, State, layer
 
 
@@ -39,7 +39,7 @@ def apply(
     checks={"rate": arguments.check_rate, "axis": arguments.check_axis},
 )
 def dropout(
-    rng: Key, x: jax.Array | jax.ShapeDtypeStruct, rate: float, axis: Axes
+    rng: Key, x: Shaped, rate: float, axis: Axes
 ) -> tuple[tuple[()], State[tuple[()], DropoutConfig]]:
     """Dropout: in training elements are set to zero, in inference x is returned as it is.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mlax import arguments
+from mlax.arguments import Shaped
 from mlax.initializers import Initializer, embedding_normal, initialize
 from mlax.pair import AxisName, Key, State, layer
 
@@ -51,7 +52,7 @@ def apply(
 )
 def embed(
     rng: Key,
-    x: jax.Array | jax.ShapeDtypeStruct,
+    x: Shaped,
     vocab_size: int,
     embed_dim: int,
     embed_initializer: Initializer = embedding_normal,

@@ -13,6 +13,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from mlax import arguments
+from mlax.arguments import Shaped
 from mlax.initializers import Initializer, glorot_uniform, initialize
 from mlax.pair import AxisName, Key, State, layer
 
@@ -75,7 +76,7 @@ def apply(
 )
 def linear(
     rng: Key,
-    x: jax.Array | jax.ShapeDtypeStruct,
+    x: Shaped,
     out_features: int,
     precision: lax.PrecisionLike = None,
     accum_dtype: DTypeLike | None = None,

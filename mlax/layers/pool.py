@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mlax import arguments, functional
-from mlax.arguments import Padding, Sizes
+from mlax.arguments import Padding, Shaped, Sizes
 from mlax.pair import AxisName, Key, State, layer
 
 
@@ -56,7 +56,7 @@ CHECKS: dict[str, Callable[[str, str, Any], None]] = {
 
 def _windows(
     owner: str,
-    x: jax.Array | jax.ShapeDtypeStruct,
+    x: Shaped,
     window_shape: Sizes,
     strides: Sizes,
     padding: Padding,
@@ -92,7 +92,7 @@ def apply_max_pool(
 @layer(apply_max_pool, checks=CHECKS)
 def max_pool(
     rng: Key,
-    x: jax.Array | jax.ShapeDtypeStruct,
+    x: Shaped,
     window_shape: Sizes,
     strides: Sizes = 1,
     padding: Padding = "VALID",
@@ -131,7 +131,7 @@ def apply_avg_pool(
 @layer(apply_avg_pool, checks=CHECKS)
 def avg_pool(
     rng: Key,
-    x: jax.Array | jax.ShapeDtypeStruct,
+    x: Shaped,
     window_shape: Sizes,
     strides: Sizes = 1,
     padding: Padding = "VALID",
@@ -170,7 +170,7 @@ def apply_sum_pool(
 @layer(apply_sum_pool, checks=CHECKS)
 def sum_pool(
     rng: Key,
-    x: jax.Array | jax.ShapeDtypeStruct,
+    x: Shaped,
     window_shape: Sizes,
     strides: Sizes = 1,
     padding: Padding = "VALID",
@@ -210,7 +210,7 @@ def apply_pool(
 @layer(apply_pool, checks={"reduce_fn": arguments.check_callable, **CHECKS})
 def pool(
     rng: Key,
-    x: jax.Array | jax.ShapeDtypeStruct,
+    x: Shaped,
     init_value: ArrayLike,
     reduce_fn: Callable[[Any, Any], Any],
     window_shape: Sizes,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mlax import arguments
-from mlax.arguments import InFeatures
+from mlax.arguments import InFeatures, Shaped
 from mlax.initializers import Initializer, initialize
 from mlax.pair import AxisName, Key, State, layer
 
@@ -54,7 +54,7 @@ def apply(
 )
 def scaler(
     rng: Key,
-    x: jax.Array | jax.ShapeDtypeStruct,
+    x: Shaped,
     in_features: InFeatures,
     scaler_initializer: Initializer = jax.nn.initializers.ones,
     dtype: DTypeLike = jnp.float32,

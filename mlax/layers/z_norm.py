@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mlax import arguments
-from mlax.arguments import Axes
+from mlax.arguments import Axes, Shaped
 from mlax.functional import scale_to_unit
 from mlax.initializers import Initializer, initialize
 from mlax.pair import AxisName, Key, State, layer
@@ -86,7 +86,7 @@ def apply(
 )
 def z_norm(
     rng: Key,
-    x: jax.Array | jax.ShapeDtypeStruct,
+    x: Shaped,
     axis: str | Axes,
     epsilon: float = 1e-05,
     momentum: float = 0.9,

@@ -24,12 +24,12 @@ class Bias(Module):
         """Keep the key and the hyperparameters, which are those of `mlax.bias`."""
         super().__init__()
         self.rng = rng
-        self.layer = bias(in_features, bias_initializer, dtype)
-        self.bias_kernel = Parameter(trainable=True)
+        self._layer = bias(in_features, bias_initializer, dtype)
+        self.bias_kernel: Parameter = Parameter(trainable=True)
 
     def setup(self, x: jax.Array) -> None:
         """Create the bias."""
-        params, self.state = self.layer.init(self.rng, x)
+        params, self._state = self._layer.init(self.rng, x)
         self.bias_kernel.data = params.bias
 
     def forward(
@@ -40,5 +40,5 @@ class Bias(Module):
         batch_axis_name: AxisName = (),
     ) -> jax.Array:
         """Return x + bias."""
-        y, _ = bias.apply(BiasParams(self.bias_kernel.data), self.state, x)
+        y, _ = bias.apply(BiasParams(self.bias_kernel.data), self._state, x)
         return y

@@ -38,16 +38,16 @@ class Conv(Module):
         """Keep the key and the hyperparameters, which are those of `mlax.conv`."""
         super().__init__()
         self.rng = rng
-        self.layer = conv(
+        self._layer = conv(
             out_channels, filter_shape, strides, padding, input_dilation, filter_dilation,
             feature_group_count, batch_group_count, data_format, precision, accum_dtype,
             kernel_initializer, dtype,
         )  # fmt: skip
-        self.conv_kernel = Parameter(trainable=True)
+        self.conv_kernel: Parameter = Parameter(trainable=True)
 
     def setup(self, x: jax.Array) -> None:
         """Create the kernel."""
-        params, self.state = self.layer.init(self.rng, x)
+        params, self._state = self._layer.init(self.rng, x)
         self.conv_kernel.data = params.kernel
 
     def forward(
@@ -58,5 +58,5 @@ class Conv(Module):
         batch_axis_name: AxisName = (),
     ) -> jax.Array:
         """Return x convolved with the kernel."""
-        y, _ = conv.apply(ConvParams(self.conv_kernel.data), self.state, x)
+        y, _ = conv.apply(ConvParams(self.conv_kernel.data), self._state, x)
         return y

@@ -24,12 +24,12 @@ class Embed(Module):
         """Keep the key and the hyperparameters, which are those of `mlax.embed`."""
         super().__init__()
         self.rng = rng
-        self.layer = embed(vocab_size, embed_dim, embed_initializer, dtype)
-        self.embed_kernel = Parameter(trainable=True)
+        self._layer = embed(vocab_size, embed_dim, embed_initializer, dtype)
+        self.embed_kernel: Parameter = Parameter(trainable=True)
 
     def setup(self, x: jax.Array) -> None:
         """Create the embedding."""
-        params, self.state = self.layer.init(self.rng, x)
+        params, self._state = self._layer.init(self.rng, x)
         self.embed_kernel.data = params.embedding
 
     def forward(
@@ -40,5 +40,5 @@ class Embed(Module):
         batch_axis_name: AxisName = (),
     ) -> jax.Array:
         """Return the rows of the embedding."""
-        y, _ = embed.apply(EmbedParams(self.embed_kernel.data), self.state, x)
+        y, _ = embed.apply(EmbedParams(self.embed_kernel.data), self._state, x)
         return y

@@ -17,7 +17,7 @@ class F(Module):
         """Keep the functions for training and for inference."""
         super().__init__()
         f.check(train_fn, infer_fn)
-        self.config = FConfig(train_fn, infer_fn or train_fn)
+        self._config = FConfig(train_fn, infer_fn or train_fn)
 
     def forward(
         self,
@@ -27,7 +27,7 @@ class F(Module):
         batch_axis_name: AxisName = (),
     ) -> Any:
         """Return the value of the function at x."""
-        y, _ = f.apply((), State((), self.config), x, None, inference_mode, batch_axis_name)
+        y, _ = f.apply((), State((), self._config), x, None, inference_mode, batch_axis_name)
         return y
 
 
@@ -40,7 +40,7 @@ class FRng(Module):
         """Keep the functions for training and for inference."""
         super().__init__()
         f_rng.check(train_fn, infer_fn)
-        self.config = FConfig(train_fn, infer_fn or train_fn)
+        self._config = FConfig(train_fn, infer_fn or train_fn)
 
     def forward(
         self,
@@ -50,5 +50,5 @@ class FRng(Module):
         batch_axis_name: AxisName = (),
     ) -> Any:
         """Return the value of the function at x and rng."""
-        y, _ = f_rng.apply((), State((), self.config), x, rng, inference_mode, batch_axis_name)
+        y, _ = f_rng.apply((), State((), self._config), x, rng, inference_mode, batch_axis_name)
         return y

@@ -30,14 +30,14 @@ class Linear(Module):
         """Keep the key and the hyperparameters, which are those of `mlax.linear`."""
         super().__init__()
         self.rng = rng
-        self.layer = linear(
+        self._layer = linear(
             out_features, precision, accum_dtype, transposed_kernel, kernel_initializer, dtype
         )
-        self.linear_kernel = Parameter(trainable=True)
+        self.linear_kernel: Parameter = Parameter(trainable=True)
 
     def setup(self, x: jax.Array) -> None:
         """Create the kernel."""
-        params, self.state = self.layer.init(self.rng, x)
+        params, self._state = self._layer.init(self.rng, x)
         self.linear_kernel.data = params.kernel
 
     def forward(
@@ -48,5 +48,5 @@ class Linear(Module):
         batch_axis_name: AxisName = (),
     ) -> jax.Array:
         """Return x @ kernel."""
-        y, _ = linear.apply(LinearParams(self.linear_kernel.data), self.state, x)
+        y, _ = linear.apply(LinearParams(self.linear_kernel.data), self._state, x)
         return y

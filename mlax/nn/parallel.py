@@ -18,7 +18,7 @@ class Parallel(Module):
     def __init__(self, layers: Iterable[Module]) -> None:
         """Keep the layers."""
         super().__init__()
-        self.layers = Parameter(None, listed(self, layers))
+        self.layers: Parameter = Parameter(None, listed(self, layers))
 
     def forward(
         self,
@@ -40,7 +40,7 @@ class ParallelRng(Module):
     def __init__(self, layers: Iterable[Module]) -> None:
         """Keep the layers."""
         super().__init__()
-        self.layers = Parameter(None, listed(self, layers))
+        self.layers: Parameter = Parameter(None, listed(self, layers))
 
     def forward(
         self,

@@ -13,7 +13,7 @@ from mlax.pair import AxisName, Key, State
 class Recurrent(Module):
     """A cell that needs no key, run over time: (xs, h) -> (ys, h), see `mlax.recurrent`."""
 
-    config: RecurrentConfig
+    _config: RecurrentConfig
 
     def __init__(self, cell: Module, reverse: bool = False, unroll: int = 1) -> None:
         """Keep the cell, a module from (x, h) to (y, h)."""
@@ -43,7 +43,7 @@ class Recurrent(Module):
 class RecurrentRng(Module):
     """A cell that needs a key, run over time: (xs, h) -> (ys, h), see `mlax.recurrent`."""
 
-    config: RecurrentConfig
+    _config: RecurrentConfig
 
     def __init__(self, cell: Module, reverse: bool = False, unroll: int = 1) -> None:
         """Keep the cell, a module from (x, h) to (y, h)."""
@@ -75,7 +75,7 @@ def _set_up(module: Recurrent | RecurrentRng, xh: tuple[Any, Any]) -> None:
     unused_key = jax.random.key(0)  # a module that is set up makes its parameters of its own keys
     params, state = layer.init(unused_key, xh)
     module.cell = params.combine(state.variables)
-    module.config = state.config
+    module._config = state.config
 
 
 def _run(
@@ -86,7 +86,7 @@ def _run(
     batch_axis_name: AxisName,
 ) -> tuple[Any, Any]:
     params, variables = module.cell.partition()
-    state = State(variables, module.config)
+    state = State(variables, module._config)
     y, state = recurrent.apply(params, state, xh, rng, inference_mode, batch_axis_name)
     module.cell = params.combine(state.variables)
     return y

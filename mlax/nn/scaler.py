@@ -24,12 +24,12 @@ class Scaler(Module):
         """Keep the key and the hyperparameters, which are those of `mlax.scaler`."""
         super().__init__()
         self.rng = rng
-        self.layer = scaler(in_features, scaler_initializer, dtype)
-        self.scaler_kernel = Parameter(trainable=True)
+        self._layer = scaler(in_features, scaler_initializer, dtype)
+        self.scaler_kernel: Parameter = Parameter(trainable=True)
 
     def setup(self, x: jax.Array) -> None:
         """Create the scale."""
-        params, self.state = self.layer.init(self.rng, x)
+        params, self._state = self._layer.init(self.rng, x)
         self.scaler_kernel.data = params.scale
 
     def forward(
@@ -40,5 +40,5 @@ class Scaler(Module):
         batch_axis_name: AxisName = (),
     ) -> jax.Array:
         """Return x * scale."""
-        y, _ = scaler.apply(ScalerParams(self.scaler_kernel.data), self.state, x)
+        y, _ = scaler.apply(ScalerParams(self.scaler_kernel.data), self._state, x)
         return y

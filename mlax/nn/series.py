@@ -17,7 +17,7 @@ class Series(Module):
     def __init__(self, layers: Iterable[Module]) -> None:
         """Keep the layers."""
         super().__init__()
-        self.layers = Parameter(None, listed(self, layers))
+        self.layers: Parameter = Parameter(None, listed(self, layers))
 
     def forward(
         self,
@@ -39,7 +39,7 @@ class SeriesRng(Module):
     def __init__(self, layers: Iterable[Module]) -> None:
         """Keep the layers."""
         super().__init__()
-        self.layers = Parameter(None, listed(self, layers))
+        self.layers: Parameter = Parameter(None, listed(self, layers))
 
     def forward(
         self,

@@ -30,17 +30,17 @@ class ZNorm(Module):
         """Keep the key and the hyperparameters, which are those of `mlax.z_norm`."""
         super().__init__()
         self.rng = rng
-        self.layer = z_norm(
+        self._layer = z_norm(
             axis, epsilon, momentum, mean_initializer, variance_initializer, dtype
         )
-        self.moving_mean = Parameter(trainable=False)
-        self.moving_var = Parameter(trainable=False)
+        self.moving_mean: Parameter = Parameter(trainable=False)
+        self.moving_var: Parameter = Parameter(trainable=False)
 
     def setup(self, x: jax.Array) -> None:
         """Create the running statistics."""
-        _, state = self.layer.init(self.rng, x)
+        _, state = self._layer.init(self.rng, x)
         self.moving_mean.data, self.moving_var.data = state.variables
-        self.config = state.config
+        self._config = state.config
 
     def forward(
         self,
@@ -52,7 +52,7 @@ class ZNorm(Module):
         """Return x normalised; in training the running statistics are brought up to date."""
         variables = ZNormVariables(self.moving_mean.data, self.moving_var.data)
         y, state = z_norm.apply(
-            (), State(variables, self.config), x, None, inference_mode, batch_axis_name
+            (), State(variables, self._config), x, None, inference_mode, batch_axis_name
         )
         self.moving_mean.data, self.moving_var.data = state.variables
         return y

@@ -1,6 +1,13 @@
 """mlax: neural-network layers as pairs of pure functions, on JAX."""
 
 from mlax import functional, nn, typed
+from mlax.blocks.bidirectional import bidirectional
+from mlax.blocks.cells import gru_cell, lstm_cell, rnn_cell
+from mlax.blocks.conv import conv_transpose, depthwise_conv, separable_conv
+from mlax.blocks.dense import dense
+from mlax.blocks.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from mlax.blocks.pooling import adaptive_avg_pool, flatten, global_avg_pool
+from mlax.blocks.stochastic_depth import stochastic_depth
 from mlax.bridge import as_layer, as_module
 from mlax.combinators.batched import batched
 from mlax.combinators.branch import branch
@@ -45,30 +52,43 @@ __all__ = [
     "Pair",
     "Parameter",
     "State",
+    "adaptive_avg_pool",
     "add",
     "as_layer",
     "as_module",
     "avg_pool",
+    "batch_norm",
     "batched",
     "bias",
+    "bidirectional",
     "branch",
     "cast",
     "combine",
     "composed",
     "concatenate",
     "conv",
+    "conv_transpose",
     "count",
+    "dense",
+    "depthwise_conv",
     "dropout",
     "embed",
     "ensemble",
     "f",
     "f_rng",
+    "flatten",
     "functional",
+    "global_avg_pool",
+    "group_norm",
+    "gru_cell",
+    "instance_norm",
     "is_leaf_param",
     "is_non_trainable_param",
     "is_trainable_param",
     "layer",
+    "layer_norm",
     "linear",
+    "lstm_cell",
     "map_with_path",
     "mask",
     "max_pool",
@@ -84,9 +104,13 @@ __all__ = [
     "repeat",
     "residual",
     "reuse",
+    "rms_norm",
+    "rnn_cell",
     "scaler",
+    "separable_conv",
     "series",
     "shared",
+    "stochastic_depth",
     "sum_pool",
     "switch",
     "typed",

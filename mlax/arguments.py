@@ -122,6 +122,8 @@ def check_optional_callable(owner: str, name: str, value: Any) -> None:
 
 def check_dtype(owner: str, name: str, value: Any) -> None:
     """Require what `jax.numpy.dtype` understands."""
+    if value is None:
+        raise TypeError(message(owner, name, "a dtype", repr(value)))
     try:
         jnp.dtype(value)
     except TypeError:
@@ -136,11 +138,33 @@ def check_optional_dtype(owner: str, name: str, value: Any) -> None:
 
 def check_precision(owner: str, name: str, value: Any) -> None:
     """Require what `jax.lax` takes as precision."""
-    for entry in value if isinstance(value, tuple) else (value,):
-        if not isinstance(entry, str | lax.Precision | lax.DotAlgorithm | lax.DotAlgorithmPreset):
-            if entry is not None:
-                wanted = "None, a jax.lax.Precision or its name, or a pair of them"
-                raise TypeError(message(owner, name, wanted, repr(value)))
+    if isinstance(value, lax.DotAlgorithm):  # a tuple itself
+        return
+    entries = value if isinstance(value, tuple) else (value, value)
+    wanted = "None, a jax.lax.Precision or its name, or a pair of them"
+    for entry in entries:
+        if isinstance(entry, str):
+            try:
+                lax.Precision(entry)
+            except ValueError:
+                if entry not in lax.DotAlgorithmPreset.__members__:
+                    raise ValueError(message(owner, name, wanted, repr(value))) from None
+        elif entry is not None and not isinstance(entry, lax.Precision | lax.DotAlgorithmPreset):
+            raise TypeError(message(owner, name, wanted, repr(value)))
+    if len(entries) != 2:
+        raise ValueError(message(owner, name, wanted, repr(value)))
+
+
+def check_bool(owner: str, name: str, value: Any) -> None:
+    """Require True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(message(owner, name, "True or False", repr(value)))
+
+
+def check_scalar(owner: str, name: str, value: Any) -> None:
+    """Require one number."""
+    if isinstance(value, str) or np.ndim(value) != 0:
+        raise TypeError(message(owner, name, "a number", repr(value)))
 
 
 def check_in_features(owner: str, name: str, value: Any) -> None:

@@ -70,7 +70,7 @@ def dropout(x: jax.Array, rng: Key, rate: float, axis: Axes) -> jax.Array:
     arguments.check_rate("dropout", "rate", rate)
     axes = arguments.canonical_axes("dropout", axis, x.ndim)
     arguments.require_castable("dropout", x, jnp.float32)
-    keep = 1 - rate
+    keep = 1.0 - rate
     shape = tuple(length if i in axes else 1 for i, length in enumerate(x.shape))
     mask = jax.random.bernoulli(rng, keep, shape)
     return mask.astype(x.dtype) * x / jnp.asarray(keep, x.dtype)
@@ -114,6 +114,8 @@ def pool(
 
     Source: `jax.lax.reduce_window`.
     """
+    arguments.check_callable("pool", "reduce_fn", reduce_fn)
+    arguments.check_scalar("pool", "init_value", init_value)
     return _pool(
         "pool", x, init_value, reduce_fn, window_shape, strides, padding, input_dilation,
         window_dilation, data_format,
@@ -177,11 +179,12 @@ def avg_pool(
 
     Arguments and errors are those of `pool`. Integer `x` gives float32.
     """
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
+    x = x.astype(dtype)
     total = _sum_pool(
         "avg_pool", x, window_shape, strides, padding, input_dilation, window_dilation, data_format
     )
     size = math.prod(arguments.per_axis("avg_pool", "window_shape", window_shape, x.ndim - 1))
-    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
     return (total / size).astype(dtype)
 
 
@@ -266,6 +269,7 @@ def z_norm(
     Source: Ba et al., "Layer normalization", 2016; Ulyanov et al., "Instance
     normalization", 2016; Ioffe and Szegedy, "Batch normalization", 2015.
     """
+    arguments.check_epsilon("z_norm", "epsilon", epsilon)
     axes = arguments.normalized_axes("z_norm", axis, x.ndim)
     centred, _, variance = statistics("z_norm", x, axes, batch_axis_name)
     return scale_to_unit(centred, variance, axes, epsilon, x.dtype)

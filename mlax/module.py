@@ -157,6 +157,7 @@ class Module:
     if TYPE_CHECKING:
         __call__: _TypedCall = _TypedCall()
         apply: _TypedCall = _TypedCall()
+        """`__call__` without the set up."""
     else:
 
         def __call__(self, x, rng, inference_mode=False, batch_axis_name=()):

@@ -15,6 +15,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Hashable, Mapping
 from typing import (
+    TYPE_CHECKING,
     Any,
     Concatenate,
     Generic,
@@ -113,7 +114,29 @@ class Apply(Protocol[P_contra, S, X_contra, Y_co]):
         ...
 
 
-class Layer(NamedTuple, Generic[P, S, X_contra, Y_co]):
+class ApplyWithRng(Protocol[P_contra, S, X_contra, Y_co]):
+    """An `Apply` that needs a key and says so: `rng` has no default."""
+
+    def __call__(
+        self,
+        params: P_contra,
+        state: S,
+        x: X_contra,
+        /,
+        rng: Any,
+        inference_mode: bool = False,
+        batch_axis_name: AxisName = (),
+    ) -> tuple[Y_co, S]:
+        """Return `(y, state)`: see `Apply`. (Any: it may or may not take None.)"""
+        ...
+
+
+class _LayerFields(NamedTuple, Generic[P, S, X_contra, Y_co]):
+    init: Init[P, S]
+    apply: Apply[P, S, X_contra, Y_co]
+
+
+class Layer(_LayerFields[P, S, X_contra, Y_co]):
     """A pair of functions that fulfils the contract: `init, apply = layer`.
 
     Any two functions will do, with any pytree as state. If the `rng` of `apply` has no
@@ -128,8 +151,17 @@ class Layer(NamedTuple, Generic[P, S, X_contra, Y_co]):
     >>> params, state = mlax.series(gate, mlax.bias(-1)).init(jax.random.key(0), jnp.ones(3))
     """
 
-    init: Init[P, S]
-    apply: Apply[P, S, X_contra, Y_co]
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def __new__(
+            cls,
+            init: Init[P, S],
+            apply: Apply[P, S, X_contra, Y_co] | ApplyWithRng[P, S, X_contra, Y_co],
+        ) -> Self:
+            """Make a layer of two functions."""
+            ...
 
     def __repr__(self) -> str:
         """Return the expression that makes the layer."""
@@ -144,14 +176,17 @@ class _BoundInit(Generic[P_co, S_co]):
 
     init: Callable[..., tuple[P_co, S_co]]
     args: tuple[object, ...]
-    kwargs: Mapping[str, object]
+    kwargs: tuple[tuple[str, object], ...]
 
     @property
     def __name__(self) -> str:
         return self.init.__name__
 
     def __call__(self, rng: Key, x: Any) -> tuple[P_co, S_co]:
-        return self.init(rng, x, *self.args, **self.kwargs)
+        return self.init(rng, x, *self.args, **dict(self.kwargs))
+
+    def __hash__(self) -> int:
+        return hash((self.init, len(self.args), tuple(name for name, _ in self.kwargs)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -159,7 +194,7 @@ class _BoundInit(Generic[P_co, S_co]):
     def __repr__(self) -> str:
         """Return the call that makes the layer, over several lines where one is too long."""
         _, _, *hparams = inspect.signature(self.init).parameters.values()
-        bound = inspect.Signature(hparams).bind(*self.args, **self.kwargs).arguments
+        bound = inspect.Signature(hparams).bind(*self.args, **dict(self.kwargs)).arguments
         arguments: list[str] = []
         for parameter in hparams:
             value = bound.get(parameter.name, parameter.default)
@@ -222,8 +257,11 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
     """What every `Pair` is at run time, whatever the signature of its constructor."""
 
     init: HyperInit[..., P, S]
+    """`init(rng, x, **hparams)`."""
     apply: Apply[P, S, X_contra, Y_co]
+    """`apply(params, state, x, rng, inference_mode, batch_axis_name)`."""
     apply_rng: Apply[P, S, X_contra, Y_co]
+    """The same function for layers that need a key, if that depends on the hyperparameters."""
     __name__: str
     __qualname__: str
 
@@ -268,7 +306,7 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
         apply = self.apply
         if callable(self._needs_rng) and self._needs_rng(*args, **kwargs):
             apply = self.apply_rng
-        return Layer(_BoundInit(self.init, args, kwargs), apply)
+        return Layer(_BoundInit(self.init, args, tuple(kwargs.items())), apply)
 
     def check(self, *args: object, **kwargs: object) -> None:
         """Raise if these hyperparameters are wrong whatever the input."""
@@ -279,9 +317,9 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
             raise TypeError(
                 f"{self.__name__}: {error}; expected {self.__name__}({arguments})"
             ) from None
+        bound.apply_defaults()
         for name, check in self._checks.items():
-            if name in bound.arguments:
-                check(self.__name__, name, bound.arguments[name])
+            check(self.__name__, name, bound.arguments[name])
 
     def _checked(self, init: Callable[..., tuple[P, S]]) -> Callable[..., tuple[P, S]]:
         @functools.wraps(init)
@@ -329,6 +367,7 @@ class Pair(PairBase[P, S, X_contra, Y_co], Generic[H, P, S, X_contra, Y_co]):
     """
 
     init: HyperInit[H, P, S]
+    """`init(rng, x, **hparams)`."""
 
     def __call__(self, *args: H.args, **kwargs: H.kwargs) -> Layer[P, S, X_contra, Y_co]:
         """Return the layer that has these hyperparameters."""

@@ -16,6 +16,7 @@ from mlax.combinators.child import (
     any_needs_rng,
     apply_child,
     config_of,
+    has_path,
     init_child,
     init_keys,
     require_layer,
@@ -67,19 +68,37 @@ def apply(
     if rng is not None and child.needs_rng:
         keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(size))
     outer = batch_axis_name if isinstance(batch_axis_name, tuple) else (batch_axis_name,)
+    if axis_name in outer:
+        wanted = "a name that no axis around it has"
+        raise ValueError(arguments.message("batched", "axis_name", wanted, repr(axis_name)))
+    if state_axis == 0 and jax.tree.leaves(state.variables):
+        kept = arguments.leading_length("batched", "state.variables", state.variables, "batch")
+        if kept != size:
+            wanted = f"a batch of {kept}, one example for each of the variables"
+            raise ValueError(arguments.message("batched", "x", wanted, size))
 
     def example(x: Any, variables: Any, key: Key | None) -> tuple[Any, Any]:
         return apply_child(
             "batched", child, params, variables, x, key, inference_mode, (axis_name, *outer)
         )
 
-    y, variables = jax.vmap(
+    batch = jax.vmap(
         example,
         in_axes=(0, state_axis, 0),
         out_axes=(0, state_axis),
         axis_name=axis_name,
         axis_size=size,
-    )(x, state.variables, keys)
+    )
+    try:
+        y, variables = batch(x, state.variables, keys)
+    except ValueError as error:
+        if "out_axes" not in str(error) or has_path(error):
+            raise
+        wanted = "the same for all examples"
+        way_out = "take statistics over batch_axis_name, or keep them apart with state_axis=0"
+        raise ValueError(
+            arguments.message("batched", "variables", wanted, "one for each", way_out)
+        ) from error
     return y, State(variables, state.config)
 
 

@@ -171,6 +171,7 @@ class Branch(PairBase[Any, ChildrenState, Any, Any]):
     def __call__(self, **named: AnyLayer) -> Layer[dict[str, Any], DictState, Any, Any]: ...
     def __call__(self, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
         """Return the layers on one input."""
+        keyed("branch", layers, named)
         return self.bind(*layers, **named)
 
 

@@ -43,10 +43,10 @@ class Child(NamedTuple):
     """Whether it needs a key in training."""
     config: Hashable
     """The config of its state, or `Foreign`."""
-    params_type: type
-    """The type of its parameters."""
-    variables_type: type
-    """The type of its variables."""
+    params_type: type | None
+    """The type of its parameters, None if they are an array."""
+    variables_type: type | None
+    """The type of its variables, None if they are an array."""
 
 
 ChildrenState: TypeAlias = State[Any, tuple[Child, ...]]
@@ -118,7 +118,7 @@ def init_child(
     except Exception as error:
         add_path(error, owner, key, kind)
         raise
-    types = type(params), type(variables)
+    types = _container_type(params), _container_type(variables)
     return params, variables, Child(key, kind, layer.apply, needs_rng(layer.apply), config, *types)
 
 
@@ -166,6 +166,15 @@ def shapes(x: Any) -> Any:
     return jax.eval_shape(lambda x: x, x)
 
 
+def require_copies(owner: str, params: Any, count: int) -> None:
+    """Require arrays with a leading axis of that many copies."""
+    for leaf in jax.tree.leaves(params):
+        if leaf.shape[:1] != (count,):
+            wanted = f"stacked on a leading axis of {count}"
+            got = f"an array of shape {leaf.shape}"
+            raise ValueError(arguments.message(owner, "params", wanted, got, ANOTHER_MODEL))
+
+
 def output_shape(owner: str, child: Child, params: Any, variables: Any, x: Any, rng: Key) -> Any:
     """Return the shapes and dtypes of what a child makes of `x` in training, without running it."""
 
@@ -189,7 +198,7 @@ def joined_state(children: tuple[Child, ...], variables: Sequence[Any]) -> Child
 
 def config_of(owner: str, state: object, wanted: type[C]) -> C:
     """Return the config of a state, and require that it is one of this combinator."""
-    if not isinstance(state, State) or not isinstance(state.config, wanted):
+    if not isinstance(state, State) or type(state.config) is not wanted:
         got = f"one of {type(state.config if isinstance(state, State) else state).__name__}"
         text = arguments.message(owner, "state", "what init returned", got, ANOTHER_MODEL)
         raise TypeError(text)
@@ -234,9 +243,14 @@ def packed(children: Sequence[Child], values: Sequence[Any]) -> Any:
     return tuple(values)
 
 
-def _require_type(kind: str, name: str, value: Any, wanted: type) -> None:
-    """Require the container that `init` made; arrays of all kinds stand for each other."""
-    if not issubclass(wanted, jax.Array | np.ndarray) and not isinstance(value, wanted):
+def _container_type(value: Any) -> type | None:
+    """Return the type of a container; arrays of all kinds stand for each other."""
+    return None if isinstance(value, jax.Array | np.ndarray | np.generic) else type(value)
+
+
+def _require_type(kind: str, name: str, value: Any, wanted: type | None) -> None:
+    """Require the container that `init` made."""
+    if wanted is not None and not isinstance(value, wanted):
         got = type(value).__name__
         raise TypeError(arguments.message(kind, name, f"a {wanted.__name__}", got, ANOTHER_MODEL))
 
@@ -299,6 +313,11 @@ def add_path(error: BaseException, owner: str, key: ChildKey, kind: str) -> None
             notes[i] = _PathNote(f"in {place(owner, key)}{joint}{inner}")
             return
     error.add_note(_PathNote(f"in {place(owner, key)} > {kind}"))
+
+
+def has_path(error: BaseException) -> bool:
+    """Return whether the error came out of a child."""
+    return any(isinstance(note, _PathNote) for note in getattr(error, "__notes__", []))
 
 
 class _PathNote(str):

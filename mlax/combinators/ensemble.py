@@ -15,6 +15,7 @@ from mlax.combinators.child import (
     apply_child,
     config_of,
     copy_keys,
+    require_copies,
     require_layer,
     stacked_children,
 )
@@ -54,6 +55,7 @@ def apply(
 ) -> tuple[Any, State[Any, EnsembleConfig]]:
     """Return the outputs of all members: see `mlax.Apply` and `mlax.ensemble`."""
     child, n = config_of("ensemble", state, EnsembleConfig)
+    require_copies("ensemble", params, n)
     keys = copy_keys(rng, n) if rng is not None and child.needs_rng else None
 
     def member(params: Any, variables: Any, key: Key | None) -> tuple[Any, Any]:

@@ -37,7 +37,7 @@ def apply_add(
 
 @layer(apply_add)
 def add(rng: Key, x: Any) -> tuple[tuple[()], State[tuple[()], AddConfig]]:
-    """The sum of the entries of a tuple or dict of arrays of one shape.
+    """The sum of the entries of a tuple of arrays of one shape, or of a dict of them.
 
     Raises:
         TypeError: x is not a tuple or dict.
@@ -64,7 +64,7 @@ def apply_concatenate(
     """Return the entries one after the other: see `mlax.Apply` and `mlax.concatenate`."""
     entries = _entries("concatenate", x)
     (axis,) = arguments.canonical_axes("concatenate", state.config.axis, entries[0].ndim)
-    if len({(*entry.shape[:axis], *entry.shape[axis + 1 :]) for entry in entries}) != 1:
+    if len({(e.ndim, *e.shape[:axis], *e.shape[axis + 1 :]) for e in entries}) != 1:
         raise ValueError(_unequal("concatenate", f"one shape but for axis {axis}", entries))
     return jnp.concatenate(entries, axis), state
 
@@ -73,7 +73,9 @@ def apply_concatenate(
 def concatenate(
     rng: Key, x: Any, axis: int = -1
 ) -> tuple[tuple[()], State[tuple[()], ConcatenateConfig]]:
-    """The entries of a tuple or dict of arrays, one after the other along an axis.
+    """The arrays in a tuple one after the other along an axis, or those in a dict by name.
+
+    A dict is joined in the order of its sorted names, since no other order survives jax.
 
     Args:
         axis: the axis along which they are put together.
@@ -100,7 +102,7 @@ def _entries(owner: str, x: Any) -> list[jax.Array]:
     if not isinstance(x, tuple | list | dict):
         wanted = "a tuple or dict of arrays"
         raise TypeError(arguments.message(owner, "x", wanted, type(x).__name__))
-    entries = list(x.values() if isinstance(x, dict) else x)
+    entries = [x[name] for name in sorted(x)] if isinstance(x, dict) else list(x)
     if not entries:
         raise ValueError(arguments.message(owner, "x", "at least one array", "none"))
     return entries

@@ -179,6 +179,7 @@ class Parallel(PairBase[Any, ChildrenState, Any, Any]):
     def __call__(self, **named: AnyLayer) -> Layer[dict[str, Any], DictState, Any, Any]: ...
     def __call__(self, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
         """Return the layers side by side."""
+        keyed("parallel", layers, named)
         return self.bind(*layers, **named)
 
 

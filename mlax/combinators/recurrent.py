@@ -63,7 +63,7 @@ def apply(
 ) -> tuple[tuple[Any, Any], State[Any, RecurrentConfig]]:
     """Return the outputs of all steps and the last carry: see `mlax.Apply` and `mlax.recurrent`."""
     cell, reverse, unroll = config_of("recurrent", state, RecurrentConfig)
-    xs, h = _inputs(x)
+    xs, h = _pair("x", "(xs, h)", x)
     length = arguments.leading_length("recurrent", "xs", xs, "time")
     use_key = rng is not None and cell.needs_rng
     steps = jnp.arange(length)
@@ -73,9 +73,10 @@ def apply(
         h, variables = carry
         x, index = inputs
         key = None if rng is None or index is None else jax.random.fold_in(rng, index)
-        (y, h), variables = apply_child(
+        result, variables = apply_child(
             "recurrent", cell, params, variables, (x, h), key, inference_mode, batch_axis_name
         )
+        y, h = _pair("the output of the cell", "(y, h)", result)
         return (h, variables), y
 
     (h, variables), ys = lax.scan(
@@ -87,7 +88,7 @@ def apply(
 @Recurrent.of(
     apply,
     needs_rng=lambda cell, *_, **__: any_needs_rng(cell),
-    checks={"cell": require_layer, "unroll": arguments.check_size},
+    checks={"cell": require_layer, "reverse": arguments.check_bool, "unroll": arguments.check_size},
 )
 def recurrent(
     rng: Key, x: tuple[Any, Any], cell: AnyLayer, reverse: bool = False, unroll: int = 1
@@ -118,7 +119,7 @@ def recurrent(
     >>> ys
     Array([0., 1., 3., 6.], dtype=float32)
     """
-    xs, h = shapes(_inputs(x))
+    xs, h = shapes(_pair("x", "(xs, h)", x))
     arguments.leading_length("recurrent", "xs", xs, "time")
     first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
     (key,) = init_keys(rng, 1)
@@ -126,8 +127,8 @@ def recurrent(
     return params, State(variables, RecurrentConfig(child, reverse, unroll))
 
 
-def _inputs(x: Any) -> tuple[Any, Any]:
-    if not isinstance(x, tuple | list) or len(x) != 2:
-        got = f"{len(x)} entries" if isinstance(x, tuple | list) else type(x).__name__
-        raise TypeError(arguments.message("recurrent", "x", "a pair (xs, h)", got))
-    return x[0], x[1]
+def _pair(name: str, spelled: str, value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        got = f"{len(value)} entries" if isinstance(value, tuple | list) else type(value).__name__
+        raise TypeError(arguments.message("recurrent", name, f"a pair {spelled}", got))
+    return value[0], value[1]

@@ -18,6 +18,7 @@ from mlax.combinators.child import (
     config_of,
     copy_keys,
     output_shape,
+    require_copies,
     require_equal_shapes,
     require_layer,
     shapes,
@@ -71,6 +72,7 @@ def apply(
 ) -> tuple[Any, State[Any, RepeatConfig]]:
     """Return the output of the last copy: see `mlax.Apply` and `mlax.repeat`."""
     child, n, unroll, remat, policy = config_of("repeat", state, RepeatConfig)
+    require_copies("repeat", params, n)
     keys = copy_keys(rng, n) if rng is not None and child.needs_rng else None
 
     def step(x: Any, copy: tuple[Any, Any, Key | None]) -> tuple[Any, Any]:
@@ -90,6 +92,7 @@ def apply(
         "layer": require_layer,
         "n": arguments.check_size,
         "unroll": arguments.check_size,
+        "remat": arguments.check_bool,
         "policy": arguments.check_optional_callable,
     },
 )

@@ -147,6 +147,7 @@ class Series(PairBase[Any, ChildrenState, Any, Any]):
     def __call__(self, **named: AnyLayer) -> Layer[dict[str, Any], DictState, Any, Any]: ...
     def __call__(self, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
         """Return the layers in series."""
+        keyed("series", layers, named)
         return self.bind(*layers, **named)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from mlax import arguments
@@ -63,10 +64,16 @@ def apply(
     return y, State(joined_state(layers, variables).variables, state.config)
 
 
+def _require_some_layers(owner: str, name: str, layers: Any) -> None:
+    require_layers(owner, name, layers)
+    if not layers:
+        raise ValueError(arguments.message(owner, name, "at least one layer", "none"))
+
+
 @layer(
     apply,
     needs_rng=lambda index_fn, *layers: any_needs_rng(*layers),
-    checks={"index_fn": arguments.check_callable, "layers": require_layers},
+    checks={"index_fn": arguments.check_callable, "layers": _require_some_layers},
 )
 def switch(
     rng: Key, x: Any, index_fn: IndexFn, *layers: AnyLayer
@@ -92,9 +99,12 @@ def switch(
     >>> apply(params, state, jnp.array([4.0, 9.0]))[0]
     Array([2., 3.], dtype=float32)
     """
-    if not layers:
-        raise ValueError(arguments.message("switch", "layers", "at least one layer", "none"))
     x = shapes(x)
+    index = jax.eval_shape(index_fn, x)
+    if index.shape or not jnp.issubdtype(index.dtype, jnp.integer):
+        got = f"{index.dtype.name}{list(index.shape)}"
+        what = "the result of index_fn"
+        raise TypeError(arguments.message("switch", what, "an integer scalar", got))
     keys = init_keys(rng, len(layers))
     children = [
         init_child("switch", i, child, key, x)

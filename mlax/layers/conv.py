@@ -123,7 +123,7 @@ def conv(
     """Convolution over the spatial axes of one example, without bias.
 
     An integer stands for every spatial axis; a sequence has one entry for each, in the
-    order of the axes of x.
+    order of the kernel, which is that of x unless the specs say otherwise.
 
     Args:
         out_channels: number of channels of y.
@@ -180,6 +180,18 @@ def conv(
             arguments.message("conv", "batch_group_count", "1", batch_group_count, way_out)
         )
     window = arguments.per_axis("conv", "filter_shape", filter_shape, rank)
+    input_dilation = arguments.optional_per_axis("conv", "input_dilation", input_dilation, rank)
+    config = ConvConfig(
+        arguments.per_axis("conv", "strides", strides, rank),
+        _padding(padding, input_dilation),
+        input_dilation,
+        arguments.optional_per_axis("conv", "filter_dilation", filter_dilation, rank),
+        feature_group_count,
+        batch_group_count,
+        specs,
+        precision,
+        arguments.optional_dtype(accum_dtype),
+    )
     kernel = initialize(
         "conv",
         "kernel_initializer",
@@ -188,19 +200,22 @@ def conv(
         (*window, in_channels // feature_group_count, out_channels),
         dtype,
     )
-    initial_spec = x_spec.replace("C", "") + "IO"
-    config = ConvConfig(
-        arguments.per_axis("conv", "strides", strides, rank),
-        arguments.padding_per_axis("conv", padding, rank),
-        arguments.optional_per_axis("conv", "input_dilation", input_dilation, rank),
-        arguments.optional_per_axis("conv", "filter_dilation", filter_dilation, rank),
-        feature_group_count,
-        batch_group_count,
-        specs,
-        precision,
-        arguments.optional_dtype(accum_dtype),
-    )
+    initial_spec = kernel_spec.replace("O", "").replace("I", "") + "IO"
     return ConvParams(kernel.transpose(*map(initial_spec.index, kernel_spec))), State((), config)
+
+
+def _padding(
+    padding: Padding, input_dilation: tuple[int, ...]
+) -> str | tuple[tuple[int, int], ...]:
+    """Return the padding for `jax.lax.conv_general_dilated`, which refuses some of its names."""
+    rank = len(input_dilation)
+    pads = arguments.padding_per_axis("conv", padding, rank)
+    if pads == "VALID":
+        return ((0, 0),) * rank
+    if isinstance(pads, str) and max(input_dilation) > 1:
+        wanted = "VALID or integers where input_dilation is more than 1"
+        raise ValueError(arguments.message("conv", "padding", wanted, repr(padding)))
+    return pads
 
 
 def _specs(data_format: str | Sequence[str], rank: int) -> tuple[str, str, str]:

@@ -38,7 +38,8 @@ def apply(
 ) -> tuple[jax.Array, State[tuple[()], EmbedConfig]]:
     """Return the rows of the embedding: see `mlax.Apply` and `mlax.embed`."""
     arguments.require_integers("embed", x)
-    return params.embedding.at[x].get(mode="fill"), state
+    indices = x.astype(jnp.int32) if x.dtype.itemsize < 4 else x  # int8 holds no large vocab_size
+    return params.embedding.at[indices].get(mode="fill"), state
 
 
 @layer(

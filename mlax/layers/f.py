@@ -78,7 +78,7 @@ def f(
     >>> mlax.f.apply(params, state, jnp.array([-1.0, 1.0]))[0]
     Array([0., 1.], dtype=float32)
     """
-    return (), State((), FConfig(train_fn, infer_fn or train_fn))
+    return (), State((), FConfig(train_fn, train_fn if infer_fn is None else infer_fn))
 
 
 def apply_rng(
@@ -130,7 +130,7 @@ def f_rng(
     >>> apply(params, state, jnp.ones(2), inference_mode=True)[0]
     Array([1., 1.], dtype=float32)
     """
-    return (), State((), FConfig(train_fn, infer_fn or train_fn))
+    return (), State((), FConfig(train_fn, train_fn if infer_fn is None else infer_fn))
 
 
 def _call(config: FConfig, inference_mode: bool, batch_axis_name: AxisName, *args: Any) -> Any:

@@ -69,6 +69,7 @@ def apply(
     checks={
         "out_features": arguments.check_size,
         "precision": arguments.check_precision,
+        "transposed_kernel": arguments.check_bool,
         "accum_dtype": arguments.check_optional_dtype,
         "kernel_initializer": arguments.check_callable,
         "dtype": arguments.check_dtype,

@@ -207,7 +207,12 @@ def apply_pool(
     return functional.pool(x, init_value, reduce_fn, *windows), state
 
 
-@layer(apply_pool, checks={"reduce_fn": arguments.check_callable, **CHECKS})
+@layer(apply_pool, checks={
+        "init_value": arguments.check_scalar,
+        "reduce_fn": arguments.check_callable,
+        **CHECKS,
+    },
+)
 def pool(
     rng: Key,
     x: Shaped,

@@ -17,7 +17,7 @@ class F(Module):
         """Keep the functions for training and for inference."""
         super().__init__()
         f.check(train_fn, infer_fn)
-        self._config = FConfig(train_fn, infer_fn or train_fn)
+        self._config = FConfig(train_fn, train_fn if infer_fn is None else infer_fn)
 
     def forward(
         self,
@@ -40,7 +40,7 @@ class FRng(Module):
         """Keep the functions for training and for inference."""
         super().__init__()
         f_rng.check(train_fn, infer_fn)
-        self._config = FConfig(train_fn, infer_fn or train_fn)
+        self._config = FConfig(train_fn, train_fn if infer_fn is None else infer_fn)
 
     def forward(
         self,

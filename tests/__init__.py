@@ -1,0 +1,1 @@
+"""Tests of mlax, laid out as the package is."""

@@ -1,0 +1,250 @@
+"""Time compositions of mlax against hand-written JAX: same math, same shapes, both jitted.
+
+    python tests/benchmarks/costs.py [NAME ...]
+
+Rounds of the contenders are interleaved; the figures are medians over the rounds, in
+microseconds a step (seconds for tracing), and the median of the ratios round by round.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import mlax
+
+Make = Callable[[], Callable[[], Any]]
+"""Makes what is timed: a call of it is one step."""
+
+
+def training(loss: Callable[..., Any], carry: Any, *inputs: Any) -> Callable[[], Any]:
+    """Return a jitted step of gradient descent; `loss(params, state, *inputs)` has the state too."""
+
+    @jax.jit
+    def step(carry: Any, *inputs: Any) -> Any:
+        params, state = carry
+        grads, state = jax.grad(loss, has_aux=True)(params, state, *inputs)
+        return jax.tree.map(lambda p, g: p - 0.01 * g, params, grads), state
+
+    held = [step(carry, *inputs)]
+
+    def run() -> Any:
+        held[0] = step(held[0], *inputs)
+        return held[0]
+
+    return run
+
+
+def mlax_training(layer: mlax.Layer[Any, Any, Any, Any], x: Any, *rest: Any) -> Callable[[], Any]:
+    """Return a step of gradient descent on the mean square of the output of a layer."""
+
+    def loss(params: Any, state: Any, x: Any, *rest: Any) -> tuple[jax.Array, Any]:
+        y, state = layer.apply(params, state, x, *rest)
+        return sum(jnp.mean(jnp.square(leaf)) for leaf in jax.tree.leaves(y)), state
+
+    return training(loss, layer.init(jax.random.key(0), x), x, *rest)
+
+
+def dense_params(count: int, width: int) -> list[tuple[jax.Array, jax.Array]]:
+    """Return (kernel, bias) of each layer."""
+    initializer = jax.nn.initializers.glorot_uniform()
+    keys = jax.random.split(jax.random.key(0), count)
+    return [(initializer(key, (width, width)), jnp.zeros(width)) for key in keys]
+
+
+def hand_stack(count: int, width: int, residual: bool) -> Callable[[], Any]:
+    """Return a step of a stack of dense layers with relu, a loop over a list."""
+
+    def loss(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        for kernel, bias in params:
+            y = jax.nn.relu(x @ kernel + bias)
+            x = x + y if residual else y
+        return jnp.mean(jnp.square(x)), state
+
+    return training(loss, (dense_params(count, width), ()), jnp.ones((8, width)))
+
+
+def block(width: int) -> mlax.Layer[Any, Any, Any, Any]:
+    """Return a dense layer with relu."""
+    return mlax.series(mlax.linear(width), mlax.bias(-1), mlax.f(jax.nn.relu))
+
+
+def mlax_stack(count: int, width: int, *, residual: bool, named: bool) -> Callable[[], Any]:
+    """Return the same step through batched(series(...))."""
+    layers = [mlax.residual(block(width)) if residual else block(width) for _ in range(count)]
+    if named:
+        model = mlax.series(**{f"layer{i}": layer for i, layer in enumerate(layers)})
+    else:
+        model = mlax.series(*layers)
+    return mlax_training(mlax.batched(model), jnp.ones((8, width)))
+
+
+def hand_scan(count: int, width: int, batch: int) -> Callable[[], Any]:
+    """Return a step of a residual stack by `jax.lax.scan`, written out."""
+    kernels, biases = map(jnp.stack, zip(*dense_params(count, width), strict=True))
+
+    def loss(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+            kernel, bias = layer
+            return x + jax.nn.relu(x @ kernel + bias), None
+
+        return jnp.mean(jnp.square(jax.lax.scan(body, x, params)[0])), state
+
+    return training(loss, ((kernels, biases), ()), jnp.ones((batch, width)))
+
+
+def mlax_repeat(count: int, width: int, batch: int) -> Callable[[], Any]:
+    """Return the same step through `repeat`."""
+    model = mlax.repeat(mlax.residual(block(width)), count)
+    return mlax_training(mlax.batched(model), jnp.ones((batch, width)))
+
+
+def hand_unrolled(count: int, width: int, batch: int) -> Callable[[], Any]:
+    """Return a step of the residual stack written out."""
+
+    def loss(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        for kernel, bias in params:
+            x = x + jax.nn.relu(x @ kernel + bias)
+        return jnp.mean(jnp.square(x)), state
+
+    return training(loss, (dense_params(count, width), ()), jnp.ones((batch, width)))
+
+
+def hand_lstm() -> Callable[[], Any]:
+    """Return a step of an LSTM as textbooks write it: a product for each gate."""
+    features, time_steps, batch = 64, 64, 32
+    initializer = jax.nn.initializers.glorot_uniform()
+    keys = jax.random.split(jax.random.key(0), 8)
+    gates = [
+        (
+            initializer(keys[2 * i], (features, features)),
+            initializer(keys[2 * i + 1], (features, features)),
+            jnp.zeros(features),
+        )
+        for i in range(4)
+    ]
+
+    def loss(params: Any, state: Any, xs: jax.Array) -> tuple[jax.Array, Any]:
+        def step(carry: Any, x: jax.Array) -> Any:
+            h, c = carry
+            i, f, g, o = (x @ w + h @ u + b for w, u, b in params)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+            return (h, c), h
+
+        zeros = jnp.zeros((batch, features))
+        return jnp.mean(jnp.square(jax.lax.scan(step, (zeros, zeros), xs)[1])), state
+
+    return training(loss, (gates, ()), jnp.ones((time_steps, batch, features)))
+
+
+def mlax_lstm() -> Callable[[], Any]:
+    """Return the same step through `recurrent(lstm_cell)`."""
+    features, time_steps, batch = 64, 64, 32
+    zeros = jnp.zeros((batch, features))
+    layer = mlax.batched(mlax.recurrent(mlax.lstm_cell(features)))
+    x = (jnp.ones((batch, time_steps, features)), (zeros, zeros))
+
+    def loss(params: Any, state: Any, x: Any) -> tuple[jax.Array, Any]:
+        (ys, _), state = layer.apply(params, state, x)
+        return jnp.mean(jnp.square(ys)), state
+
+    return training(loss, layer.init(jax.random.key(0), x), x)
+
+
+def traced(make_loss: Callable[[], tuple[Callable[..., Any], Any, Any]]) -> Callable[[], Any]:
+    """Return what traces the gradient of a loss anew."""
+    loss, carry, x = make_loss()
+
+    def trace() -> Any:
+        return jax.jit(lambda *args: jax.grad(loss, has_aux=True)(*args)).trace(*carry, x)
+
+    return trace
+
+
+def mlax_deep() -> tuple[Callable[..., Any], Any, Any]:
+    """Return the loss of a `series` of 300 layers, its carry and an input."""
+    layers = [mlax.linear(8), mlax.bias(-1), mlax.f(jax.nn.relu)] * 100
+    model = mlax.batched(mlax.series(*layers))
+
+    def loss(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        y, state = model.apply(params, state, x)
+        return jnp.mean(jnp.square(y)), state
+
+    x = jnp.ones((8, 8))
+    return loss, model.init(jax.random.key(0), x), x
+
+
+def hand_deep() -> tuple[Callable[..., Any], Any, Any]:
+    """Return the loss of 100 times (linear, bias, relu) by hand, vmapped as people do."""
+
+    def example(params: Any, x: jax.Array) -> jax.Array:
+        for kernel, bias in params:
+            x = jax.nn.relu(x @ kernel + bias)
+        return x
+
+    def loss(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        return jnp.mean(jnp.square(jax.vmap(example, (None, 0))(params, x))), state
+
+    return loss, (dense_params(100, 8), ()), jnp.ones((8, 8))
+
+
+CASES: dict[str, tuple[Make, Make]] = {}
+for n in (10, 100):
+    for residual in (False, True):
+        for named in (False, True):
+            kind = f"{'residual' if residual else 'series'}{' named' if named else ''}"
+            CASES[f"{kind} {n}"] = (
+                lambda n=n, r=residual: hand_stack(n, 8, r),
+                lambda n=n, r=residual, m=named: mlax_stack(n, 8, residual=r, named=m),
+            )
+CASES |= {
+    "repeat 100, dispatch, to unrolled": (
+        lambda: hand_unrolled(100, 8, 8),
+        lambda: mlax_repeat(100, 8, 8),
+    ),
+    "repeat 100, full size, to unrolled": (
+        lambda: hand_unrolled(100, 256, 128),
+        lambda: mlax_repeat(100, 256, 128),
+    ),
+    "repeat 100, full size, to scan": (
+        lambda: hand_scan(100, 256, 128),
+        lambda: mlax_repeat(100, 256, 128),
+    ),
+    "tracing 300": (lambda: traced(hand_deep), lambda: traced(mlax_deep)),
+    "lstm": (hand_lstm, mlax_lstm),
+}
+
+
+def seconds(run: Callable[[], Any], calls: int) -> float:
+    """Return the time of one call, over `calls` of them in a row."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        result = run()
+    if hasattr(jax.tree.leaves(result)[0], "block_until_ready"):
+        jax.block_until_ready(result)
+    return (time.perf_counter() - start) / calls
+
+
+def main() -> None:
+    """Print a line for each case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help=f"any of {list(CASES)}; default all")
+    parser.add_argument("--rounds", type=int, default=20)
+    args = parser.parse_args()
+    for name in args.names or CASES:
+        runs = [make() for make in CASES[name]]
+        once = max(seconds(run, 2) for run in runs)
+        calls = max(1, min(50, int(0.05 / once)))
+        times = [[seconds(run, calls) for run in runs] for _ in range(args.rounds)]
+        medians = [statistics.median(column) for column in zip(*times, strict=True)]
+        ratio = statistics.median(ours / hand for hand, ours in times)
+        print(f"{name}: hand {medians[0] * 1e6:.0f}, mlax {medians[1] * 1e6:.0f}, ratio {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Tests of `flatten`, `global_avg_pool` and `adaptive_avg_pool` against NumPy."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlax.blocks.pooling import adaptive_avg_pool, flatten, global_avg_pool
+from tests.blocks.oracle import KEY, assert_close, assert_layer_equals, normal
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)])
+def test_flatten(shape: tuple[int, ...]) -> None:
+    x = normal(*shape)
+    params, state = flatten.init(KEY, x)
+    y, _ = flatten.apply(params, state, x)
+    np.testing.assert_array_equal(y, np.asarray(x).reshape(-1))
+    assert jax.tree.structure(flatten().init(KEY, x)) == jax.tree.structure((params, state))
+
+
+@pytest.mark.parametrize(
+    ("data_format", "axes"),
+    [("channel_last", (0, 1)), ("channel_first", (1, 2)), ("HCW", (0, 2))],
+)
+def test_global_avg_pool(data_format: str, axes: tuple[int, ...]) -> None:
+    def oracle(params: Any, x: jax.Array) -> jax.Array:
+        return x.sum(axes) / math.prod(x.shape[axis] for axis in axes)
+
+    assert_layer_equals(global_avg_pool(data_format), oracle, normal(4, 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "output_shape"),
+    [((6, 4), (3, 2)), ((7, 5), (3, 4)), ((3, 2), (5, 2)), ((7, 5), 1), ((2, 3), 3), ((9,), 4)],
+)
+def test_adaptive_avg_pool(shape: tuple[int, ...], output_shape: Any) -> None:
+    counts = output_shape if isinstance(output_shape, tuple) else (output_shape,) * len(shape)
+
+    def window(i: int, length: int, count: int) -> slice:
+        return slice(math.floor(i * length / count), math.ceil((i + 1) * length / count))
+
+    def oracle(params: Any, x: jax.Array) -> jax.Array:
+        means = []
+        for index in np.ndindex(*counts):
+            windows = tuple(map(window, index, shape, counts))
+            means.append(x[windows].reshape(-1, x.shape[-1]).mean(0))
+        return jnp.stack(means).reshape(*counts, -1)
+
+    x = normal(*shape, 2)
+    assert_layer_equals(adaptive_avg_pool(output_shape), oracle, x)
+    first = jnp.moveaxis(x, -1, 0)
+    params, state = adaptive_avg_pool.init(KEY, first, output_shape, "channel_first")
+    y, _ = adaptive_avg_pool.apply(params, state, first)
+    assert_close(y, jnp.moveaxis(oracle((), x), -1, 0))
+
+
+@pytest.mark.parametrize("layer", [global_avg_pool(), adaptive_avg_pool(1)], ids=repr)
+def test_dtypes(layer: Any) -> None:
+    x = jnp.full((1000, 1), 100, jnp.float16)
+    params, state = layer.init(KEY, x)
+    y, _ = layer.apply(params, state, x)
+    assert y.dtype == jnp.float16 and y.ravel().tolist() == [100.0]
+    y, _ = layer.apply(params, state, jnp.array([[1], [2]], jnp.int32))
+    assert y.dtype == jnp.float32 and y.ravel().tolist() == [1.5]
+
+
+def test_errors() -> None:
+    for name, layer in (("global_avg_pool", global_avg_pool()), ("adaptive", adaptive_avg_pool(2))):
+        with pytest.raises(ValueError, match=f"{name}.*: expected x with at least 2 axes"):
+            layer.init(KEY, normal(3))
+        with pytest.raises(ValueError, match=f"{name}.*: expected x with at least one element"):
+            layer.init(KEY, jnp.ones((0, 3)))
+    with pytest.raises(ValueError, match="global_avg_pool: expected data_format to be"):
+        global_avg_pool("channels_last")
+    with pytest.raises(ValueError, match="adaptive_avg_pool: expected output_shape to be a posi"):
+        adaptive_avg_pool(0)
+    with pytest.raises(ValueError, match="adaptive_avg_pool: expected output_shape to be an int"):
+        adaptive_avg_pool((1, 2)).init(KEY, normal(4, 2))
+    params, state = adaptive_avg_pool.init(KEY, normal(4, 4, 2), 2)
+    with pytest.raises(ValueError, match="adaptive_avg_pool: expected output_shape to be an int"):
+        adaptive_avg_pool.apply(params, state, normal(4, 2))

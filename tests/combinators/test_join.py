@@ -1,0 +1,90 @@
+"""Tests of `mlax.add` and `mlax.concatenate`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mlax
+from mlax import Layer
+
+KEY = jax.random.key(0)
+A, B = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[10.0, 20.0], [30.0, 40.0]])
+# Any: layers of all kinds stand beside each other.
+AnyLayer = Layer[Any, Any, Any, Any]
+
+
+def run(layer: AnyLayer, x: Any) -> jax.Array:
+    """Return the output of a layer that is initialised for x."""
+    y, _ = layer.apply(*layer.init(KEY, x), x)
+    assert isinstance(y, jax.Array)
+    return y
+
+
+@pytest.mark.parametrize("x", [(A, B, A), [A, B, A], {"z": A, "a": B, "m": A}], ids=type)
+def test_add(x: Any) -> None:
+    np.testing.assert_array_equal(run(mlax.add(), x), [[12, 24], [36, 48]])
+    assert mlax.add().init(KEY, x)[0] == ()
+
+
+def test_add_of_one_entry_and_of_half_precision() -> None:
+    np.testing.assert_array_equal(run(mlax.add(), (A,)), A)
+    assert run(mlax.add(), (A.astype(jnp.bfloat16), B.astype(jnp.bfloat16))).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, -2])
+def test_concatenate(axis: int) -> None:
+    expected = np.concatenate([A, B], axis)
+    np.testing.assert_array_equal(run(mlax.concatenate(axis), (A, B)), expected)
+    np.testing.assert_array_equal(run(mlax.concatenate(axis=axis), [A, B]), expected)
+
+
+def test_concatenate_joins_the_last_axis_by_default() -> None:
+    np.testing.assert_array_equal(run(mlax.concatenate(), (A, B[:, :1])), [[1, 2, 10], [3, 4, 30]])
+
+
+def test_the_order_of_a_dict_is_the_same_wherever_it_comes_from() -> None:
+    branch: AnyLayer = mlax.branch(z=mlax.f(lambda x: x), a=mlax.f(lambda x: 10 * x))
+    join: AnyLayer = mlax.concatenate()
+    x = jnp.array([1.0, 2.0])
+    expected = run(mlax.series(branch, join), x)
+    np.testing.assert_array_equal(run(mlax.series(mlax.remat(branch), join), x), expected)
+    params, state = join.init(KEY, {"z": x, "a": 10 * x})
+    eager, _ = join.apply(params, state, {"z": x, "a": 10 * x})
+    jitted, _ = jax.jit(join.apply)(params, state, {"z": x, "a": 10 * x})
+    np.testing.assert_array_equal(eager, expected)
+    np.testing.assert_array_equal(jitted, eager)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "error", "message"),
+    [
+        (mlax.add(), A, TypeError, "add: expected x to be a tuple or dict"),
+        (mlax.add(), (), ValueError, "add: expected x to be at least one array"),
+        (mlax.add(), (A, B[0]), ValueError, r"add: expected .*\(2, 2\), \(2,\)"),
+        (mlax.concatenate(), A, TypeError, "concatenate: expected x to be a tuple or dict"),
+        (mlax.concatenate(), {}, ValueError, "concatenate: expected x to be at least one"),
+        (mlax.concatenate(0), (A, B[:, :1]), ValueError, r"concatenate: .*\(2, 2\), \(2, 1\)"),
+        (mlax.concatenate(), (A, B[0]), ValueError, r"concatenate: .*\(2, 2\), \(2,\)"),
+        (mlax.concatenate(2), (A, B), ValueError, r"concatenate: expected axis .* got 2"),
+    ],
+)
+def test_what_does_not_fit_raises(
+    layer: AnyLayer,
+    x: Any,  # wrong types on purpose
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        layer.init(KEY, x)
+    _, state = layer.init(KEY, (A, A) if "concatenate(axis=2)" not in repr(layer) else (A[None],))
+    with pytest.raises(error, match=f"^{message}"):
+        layer.apply((), state, x)
+
+
+def test_an_axis_is_an_integer() -> None:
+    wrong: Any = 0.5  # wrong types on purpose
+    with pytest.raises(TypeError, match="^concatenate: expected axis to be an integer, got 0.5"):
+        mlax.concatenate(wrong)

@@ -1,0 +1,1 @@
+"""Cases for the type checkers, and the tests that run the checkers."""

@@ -1,0 +1,86 @@
+"""The checkers besides mypy on our own files, which is `tests/test_types.py`.
+
+`composition.py`, `transformations.py` and `shell.py` in this folder hold the cases: mypy
+reads them with the other tests, pyright reads them here.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a module with this interpreter; pyright looks for imports in that of PATH."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": str(ROOT),
+        "MYPYPATH": str(ROOT / "typings") if "mypy.stubtest" in command else "",
+        "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def test_pyright_is_clean() -> None:
+    done = run("pyright", "mlax", "tests/types", cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_public_symbol_has_a_known_type(tmp_path: Path) -> None:
+    done = run("pyright", "--verifytypes", "mlax", "--ignoreexternal", "--outputjson", cwd=tmp_path)
+    report = json.loads(done.stdout)["typeCompleteness"]
+    unknown = [symbol for symbol in report["symbols"] if not symbol["isTypeKnown"]]
+    assert report["completenessScore"] == 1, unknown
+
+
+def test_the_stubs_of_jaxlib_are_true(tmp_path: Path) -> None:
+    allowlist = str(ROOT / "typings" / "stubtest-allowlist.txt")
+    options = ("--ignore-missing-stub", "--ignore-unused-allowlist", "--allowlist", allowlist)
+    done = run("mypy.stubtest", "jaxlib._jax", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+CONSUMER = """
+import jax
+from jax import Array
+
+import mlax
+from mlax import Layer, nn, typed
+
+def build(width: int) -> Layer[tuple[object, ...], object, Array, Array]:
+    raise NotImplementedError
+
+init, apply = mlax.series(mlax.linear(4), mlax.bias(-1))
+params, state = init(jax.random.key(0), jax.numpy.ones(3))
+kernel: Array = params[0].kernel
+
+def loss(params: object, x: Array) -> Array:
+    return x.sum()
+
+value, grads = typed.value_and_grad(loss)(params, kernel)
+total: Array = value
+y, layer = nn.Linear(jax.random.key(0), 3)(kernel, None)
+same: nn.Linear = layer
+output: Array = y
+params[2]{error}
+"""
+
+
+@pytest.mark.parametrize("error", ["", "  # type: ignore[misc]"], ids=["unexpected", "expected"])
+def test_a_project_that_imports_mlax(tmp_path: Path, error: str) -> None:
+    """Without our mypy.ini: an index too many is an error, and the only one."""
+    (tmp_path / "consumer.py").write_text(CONSUMER.replace("{error}", error))
+    done = run("mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache"), "consumer.py", cwd=tmp_path)
+    errors = [line for line in done.stdout.splitlines() if ": error: " in line]
+    if error:
+        assert not errors, done.stdout
+    else:
+        assert len(errors) == 1 and "out of range" in errors[0], done.stdout

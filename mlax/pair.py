@@ -319,7 +319,8 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
             ) from None
         bound.apply_defaults()
         for name, check in self._checks.items():
-            check(self.__name__, name, bound.arguments[name])
+            if name in bound.arguments:
+                check(self.__name__, name, bound.arguments[name])
 
     def _checked(self, init: Callable[..., tuple[P, S]]) -> Callable[..., tuple[P, S]]:
         @functools.wraps(init)

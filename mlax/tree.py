@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, TypeAlias, TypeVar
 
 import jax
+import numpy as np
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 __all__ = ["combine", "count", "map_with_path", "mask", "nbytes", "partition", "paths"]
@@ -52,10 +53,7 @@ def mask(tree: T, where: Where) -> T:
     >>> mask({"head": 1.0, "stem": 2.0}, "head")
     {'head': True, 'stem': False}
     """
-    selected = map_with_path(_predicate(where), tree)
-    if isinstance(where, str) and not any(jax.tree.leaves(selected)):
-        raise ValueError(f"mask: expected {where!r} to match a path, got none of {paths(tree)}")
-    return selected
+    return _selected("mask", tree, where)
 
 
 def partition(tree: T, where: Where) -> tuple[T, T]:
@@ -67,7 +65,7 @@ def partition(tree: T, where: Where) -> tuple[T, T]:
     >>> partition({"head": 1.0, "stem": 2.0}, "head")
     ({'head': 1.0, 'stem': None}, {'head': None, 'stem': 2.0})
     """
-    selected = mask(tree, where)
+    selected = _selected("partition", tree, where)
     chosen: T = jax.tree.map(lambda leaf, s: leaf if s else None, tree, selected)
     others: T = jax.tree.map(lambda leaf, s: None if s else leaf, tree, selected)
     return chosen, others
@@ -95,7 +93,7 @@ def count(tree: Any) -> int:
     >>> count({"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)})
     16
     """
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def nbytes(tree: Any) -> int:
@@ -105,7 +103,15 @@ def nbytes(tree: Any) -> int:
     >>> nbytes({"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4, jnp.bfloat16)})
     56
     """
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _selected(owner: str, tree: T, where: Where) -> T:
+    selected = map_with_path(_predicate(where), tree)
+    if isinstance(where, str) and not any(jax.tree.leaves(selected)):
+        raise ValueError(f"{owner}: expected {where!r} to match a path, got none of {paths(tree)}")
+    return selected
 
 
 def _predicate(where: Where) -> Callable[[str, Any], bool]:

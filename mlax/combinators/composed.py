@@ -8,8 +8,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, NamedTuple, ParamSpec
 
-from mlax.combinators.child import AnyLayer, Child, apply_child, config_of, init_child
-from mlax.pair import AxisName, Check, Key, Pair, State, layer
+from mlax.combinators.child import (
+    AnyLayer,
+    Child,
+    apply_child,
+    config_of,
+    init_child,
+    require_layer,
+)
+from mlax.pair import AxisName, Check, Key, Pair, State, layer, needs_rng
 
 H = ParamSpec("H")
 
@@ -68,6 +75,9 @@ def composed(
             rng: Key, x: Any, /, *args: H.args, **kwargs: H.kwargs
         ) -> tuple[Any, State[Any, ComposedConfig]]:
             made = block(x, *args, **kwargs)
+            require_layer(block.__name__, "what it returns", made)
+            if needs_rng(made.apply):
+                raise ValueError(f"{block.__name__}: expected a layer that needs no key, got {made}")
             params, variables, child = init_child(block.__name__, None, made, rng, x)
             return params, State(variables, ComposedConfig(block.__name__, child))
 

@@ -75,6 +75,7 @@ class _Maker:
     """What one run of `shared.init` knows of its layer: the parameters that came first."""
 
     params: Any = None
+    shapes: Any = None
     made: bool = False
 
 
@@ -94,17 +95,16 @@ def _apply_tied(
 
 
 @layer(_apply_tied, needs_rng=lambda maker, layer: any_needs_rng(layer))
-def _tied(
+def tied(
     rng: Key, x: Any, maker: _Maker, layer: AnyLayer
 ) -> tuple[_Tied, State[Any, Hashable]]:
     """A place where the layer stands."""
     params, variables, child = init_child("shared", None, layer, rng, x)
     if maker.made:
-        require_equal_shapes(
-            "shared", shapes(maker.params), shapes(params), "the parameters at every place"
-        )
+        got = shapes(params)
+        require_equal_shapes("shared", maker.shapes, got, "the parameters at every place")
     else:
-        maker.params, maker.made = params, True
+        maker.params, maker.shapes, maker.made = params, shapes(params), True
     return _Tied(maker.params, maker), State(variables, child)
 
 
@@ -194,9 +194,17 @@ def apply(
     return y, State(variables, state.config)
 
 
+def _model(
+    layer: AnyLayer, composition: Callable[[AnyLayer], AnyLayer], maker: _Maker
+) -> AnyLayer:
+    model = composition(tied(maker, layer))
+    require_layer("shared", "the result of composition", model)
+    return model
+
+
 @Shared.of(
     apply,
-    needs_rng=lambda layer, composition: any_needs_rng(composition(_tied(_Maker(), layer))),
+    needs_rng=lambda layer, composition: any_needs_rng(_model(layer, composition, _Maker())),
     checks={"layer": require_layer, "composition": arguments.check_callable},
 )
 def shared(
@@ -227,20 +235,21 @@ def shared(
     """
     maker = _Maker()
     (key,) = init_keys(rng, 1)
-    model = composition(_tied(maker, layer))
-    require_layer("shared", "the result of composition", model)
+    model = _model(layer, composition, maker)
     params, variables, child = init_child("shared", None, model, key, x)
 
     def is_place(node: Any) -> bool:
         return isinstance(node, _Hole) or isinstance(node, _Tied) and node.maker is maker
 
     places = [node for node in jax.tree.leaves(params, is_leaf=is_place) if is_place(node)]
-    tied = [node for node in places if isinstance(node, _Tied)]
-    if not tied:
+    made = [node.params for node in places if isinstance(node, _Tied)]
+    maker.params = None
+    if not made:
         raise ValueError("shared: expected the composition to use the layer, got one without it")
-    for other in tied:
-        require_equal_shapes(
-            "shared", shapes(tied[0].params), shapes(other.params), "the parameters at every place"
+    if jax.tree.leaves(shapes(made[0])) != jax.tree.leaves(maker.shapes):
+        raise ValueError(
+            "shared: expected the layer outside of what makes copies of it, got one set of "
+            "parameters for each copy; put mlax.repeat or mlax.ensemble around mlax.shared"
         )
     number = 1 + max((node.number for node in places if isinstance(node, _Hole)), default=-1)
 
@@ -248,4 +257,4 @@ def shared(
         return _Hole(number) if isinstance(node, _Tied) and node.maker is maker else node
 
     rest = jax.tree.map(emptied, params, is_leaf=is_place)
-    return SharedParams(tied[0].params, rest), State(variables, SharedConfig(child, number))
+    return SharedParams(made[0], rest), State(variables, SharedConfig(child, number))

@@ -49,7 +49,7 @@ def by_mlax(rng: jax.Array) -> Any:
 def by_hand(rng: jax.Array) -> Any:
     """Return a list of arrays."""
     initializer = jax.nn.initializers.glorot_uniform()
-    shapes = [(3, 3, 3, 16)]
+    shapes: list[tuple[int, ...]] = [(3, 3, 3, 16)]
     for channels in (16, 32, 64):
         for i in range(3):
             before = channels if i or channels == 16 else channels // 2

@@ -7,6 +7,7 @@ microseconds a step (seconds for tracing), and the median of the ratios round by
 """
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -39,14 +40,14 @@ def training(loss: Callable[..., Any], carry: Any, *inputs: Any) -> Callable[[],
     return run
 
 
-def mlax_training(layer: mlax.Layer[Any, Any, Any, Any], x: Any, *rest: Any) -> Callable[[], Any]:
+def mlax_training(layer: mlax.Layer[Any, Any, Any, Any], x: jax.Array) -> Callable[[], Any]:
     """Return a step of gradient descent on the mean square of the output of a layer."""
 
-    def loss(params: Any, state: Any, x: Any, *rest: Any) -> tuple[jax.Array, Any]:
-        y, state = layer.apply(params, state, x, *rest)
-        return sum(jnp.mean(jnp.square(leaf)) for leaf in jax.tree.leaves(y)), state
+    def loss(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        y, state = layer.apply(params, state, x)
+        return jnp.mean(jnp.square(y)), state
 
-    return training(loss, layer.init(jax.random.key(0), x), x, *rest)
+    return training(loss, layer.init(jax.random.key(0), x), x)
 
 
 def dense_params(count: int, width: int) -> list[tuple[jax.Array, jax.Array]]:
@@ -76,6 +77,7 @@ def block(width: int) -> mlax.Layer[Any, Any, Any, Any]:
 def mlax_stack(count: int, width: int, *, residual: bool, named: bool) -> Callable[[], Any]:
     """Return the same step through batched(series(...))."""
     layers = [mlax.residual(block(width)) if residual else block(width) for _ in range(count)]
+    model: mlax.Layer[Any, Any, Any, Any]
     if named:
         model = mlax.series(**{f"layer{i}": layer for i, layer in enumerate(layers)})
     else:
@@ -161,7 +163,7 @@ def traced(make_loss: Callable[[], tuple[Callable[..., Any], Any, Any]]) -> Call
     loss, carry, x = make_loss()
 
     def trace() -> Any:
-        return jax.jit(lambda *args: jax.grad(loss, has_aux=True)(*args)).trace(*carry, x)
+        jax.jit(lambda *args: jax.grad(loss, has_aux=True)(*args)).trace(*carry, x)
 
     return trace
 
@@ -199,8 +201,8 @@ for n in (10, 100):
         for named in (False, True):
             kind = f"{'residual' if residual else 'series'}{' named' if named else ''}"
             CASES[f"{kind} {n}"] = (
-                lambda n=n, r=residual: hand_stack(n, 8, r),
-                lambda n=n, r=residual, m=named: mlax_stack(n, 8, residual=r, named=m),
+                functools.partial(hand_stack, n, 8, residual),
+                functools.partial(mlax_stack, n, 8, residual=residual, named=named),
             )
 CASES |= {
     "repeat 100, dispatch, to unrolled": (
@@ -223,10 +225,9 @@ CASES |= {
 def seconds(run: Callable[[], Any], calls: int) -> float:
     """Return the time of one call, over `calls` of them in a row."""
     start = time.perf_counter()
-    for _ in range(calls):
-        result = run()
-    if hasattr(jax.tree.leaves(result)[0], "block_until_ready"):
-        jax.block_until_ready(result)
+    for _ in range(calls - 1):
+        run()
+    jax.block_until_ready(run())
     return (time.perf_counter() - start) / calls
 
 

@@ -296,7 +296,7 @@ def test_a_composition_that_is_no_function_of_a_layer_to_a_layer() -> None:
         with pytest.raises(TypeError, match="^shared: expected composition to be a function"):
             mlax.shared(mlax.linear(3), composition)
     pair: Any = mlax.linear  # wrong types on purpose
-    with pytest.raises(TypeError, match="^shared: expected .*composition.* to be a layer, got <pai"):
+    with pytest.raises(TypeError, match="^shared: expected .*composition.* to be a layer, got <p"):
         mlax.shared(mlax.linear(3), lambda tied: pair)
     with pytest.raises(TypeError, match="^shared: expected .*composition.* to be a layer, got 3"):
         mlax.shared(mlax.linear(3), lambda tied: wrong[0])

@@ -11,11 +11,10 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.tree_util import GetAttrKey
 
+from mlax.equality import equal
 from mlax.pair import AxisName, Key
 
 __all__ = [
@@ -204,7 +203,7 @@ class Module:
         def kept(path: KeyPath, leaf: Any) -> Any:
             if not is_leaf_param(leaf):
                 return leaf
-            parameter = copy.copy(leaf)
+            parameter: Parameter = jax.tree.map(lambda data: data, leaf)
             if not f(path, leaf):
                 parameter.data = None
             return parameter
@@ -242,7 +241,7 @@ class Module:
             if not is_leaf_param(leaf):
                 return leaf
             chosen = (p for p in (leaf, *candidates) if p.data is not None)
-            return copy.copy(next(chosen, leaf))
+            return jax.tree.map(lambda data: data, next(chosen, leaf))
 
         leaves = [
             combined(leaf, [column[i][1] for column in columns])
@@ -322,10 +321,10 @@ class _Structure:
         static = {n: None if n in names else value for n, value in attributes.items()}
         self.names = names
         self.mutable = any(map(_is_mutable, static.values()))
-        self.attributes = copy.deepcopy(static) if self.mutable else static
+        self.attributes = _copied(static) if self.mutable else static
 
     def instance_attributes(self, children: Iterable[Any]) -> dict[str, Any]:
-        attributes = copy.deepcopy(self.attributes) if self.mutable else self.attributes.copy()
+        attributes = _copied(self.attributes) if self.mutable else self.attributes.copy()
         attributes.update(zip(self.names, children, strict=True))
         return attributes
 
@@ -333,7 +332,7 @@ class _Structure:
         return self is other or (
             isinstance(other, _Structure)
             and self.names == other.names
-            and _equal(self.attributes, other.attributes)
+            and equal(self.attributes, other.attributes)
         )
 
     def __hash__(self) -> int:
@@ -343,36 +342,21 @@ class _Structure:
         return repr({n: v for n, v in self.attributes.items() if n not in self.names})
 
 
+def _copied(value: Any) -> Any:
+    """Return the value with new containers around what is in it."""
+    if isinstance(value, dict):
+        copied = copy.copy(value)
+        copied.update({key: _copied(entry) for key, entry in value.items()})
+        return copied
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    return copy.copy(value) if _is_mutable(value) else value
+
+
 def _is_mutable(value: object) -> bool:
     if isinstance(value, tuple):
         return any(map(_is_mutable, value))
     return isinstance(value, list | dict | set | bytearray | np.ndarray)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Return whether two static values are equal, element by element where they are arrays."""
-    if a is b:
-        return True
-    if isinstance(a, Tracer) or isinstance(b, Tracer):
-        return False
-    if isinstance(a, jax.Array | np.ndarray) and isinstance(b, jax.Array | np.ndarray):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        return np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, functools.partial):
-        return _equal((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
-    try:
-        return bool(a == b)
-    except (TypeError, ValueError):
-        return False
 
 
 _PLAIN = {t: _Structure({"trainable": t, "data": None}, ("data",)) for t in (True, False, None)}

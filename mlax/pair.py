@@ -29,6 +29,8 @@ from typing import (
 
 import jax
 
+from mlax.equality import equal
+
 __all__ = ["Apply", "AxisName", "Init", "Key", "Layer", "Pair", "State", "layer", "needs_rng"]
 
 Key: TypeAlias = jax.Array
@@ -170,7 +172,7 @@ class Layer(_LayerFields[P, S, X_contra, Y_co]):
         return f"Layer(init={self.init!r}, apply={self.apply!r})"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _BoundInit(Generic[P_co, S_co]):
     """`init` with its hyperparameters: picklable, and equal if they are equal."""
 
@@ -184,6 +186,11 @@ class _BoundInit(Generic[P_co, S_co]):
 
     def __call__(self, rng: Key, x: Any) -> tuple[P_co, S_co]:
         return self.init(rng, x, *self.args, **dict(self.kwargs))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BoundInit) and equal(
+            (self.init, self.args, self.kwargs), (other.init, other.args, other.kwargs)
+        )
 
     def __hash__(self) -> int:
         return hash((self.init, len(self.args), tuple(name for name, _ in self.kwargs)))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from mlax import arguments
+from mlax.equality import equal
 from mlax.pair import AxisName, Key, State, layer
 
 
@@ -35,6 +36,14 @@ class FConfig(NamedTuple):
     """What is called in training."""
     infer_fn: Callable[..., Any]
     """What is called in inference."""
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the functions are equal; partials are if their parts are."""
+        return isinstance(other, FConfig) and equal(tuple(self), tuple(other))
+
+    def __hash__(self) -> int:
+        """Return the hash of the functions, without what partials hold."""
+        return hash(tuple(getattr(function, "func", function) for function in self))
 
 
 def apply(

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from mlax import arguments
 from mlax.bridge import as_layer
 from mlax.combinators.recurrent import RecurrentConfig, recurrent
 from mlax.module import Module
@@ -18,7 +19,7 @@ class Recurrent(Module):
     def __init__(self, cell: Module, reverse: bool = False, unroll: int = 1) -> None:
         """Keep the cell, a module from (x, h) to (y, h)."""
         super().__init__()
-        recurrent.check(as_layer(cell), reverse, unroll)
+        _check(self, cell, reverse, unroll)
         self.cell = cell
         self.reverse = reverse
         self.unroll = unroll
@@ -48,7 +49,7 @@ class RecurrentRng(Module):
     def __init__(self, cell: Module, reverse: bool = False, unroll: int = 1) -> None:
         """Keep the cell, a module from (x, h) to (y, h)."""
         super().__init__()
-        recurrent.check(as_layer(cell), reverse, unroll)
+        _check(self, cell, reverse, unroll)
         self.cell = cell
         self.reverse = reverse
         self.unroll = unroll
@@ -68,6 +69,13 @@ class RecurrentRng(Module):
     ) -> tuple[Any, Any]:
         """Return the outputs of all steps and the last carry."""
         return _run(self, xh, rng, inference_mode, batch_axis_name)
+
+
+def _check(module: Module, cell: Any, reverse: bool, unroll: int) -> None:
+    if not isinstance(cell, Module):
+        owner = type(module).__name__
+        raise TypeError(arguments.message(owner, "cell", "a module", repr(cell)))
+    recurrent.check(as_layer(cell), reverse, unroll)
 
 
 def _set_up(module: Recurrent | RecurrentRng, xh: tuple[Any, Any]) -> None:

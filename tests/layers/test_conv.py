@@ -269,20 +269,26 @@ def test_specs_of_three_spatial_axes_against_lax() -> None:
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_arguments_follow_the_axes_of_x_when_the_kernel_orders_them_differently() -> None:
+def test_arguments_follow_the_axes_of_the_kernel_when_x_orders_them_differently() -> None:
     x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 6, 1)), jnp.float32)
     results = []
+
+    def turnable(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        kernel = drawn(key, (3, 2, *shape[2:]), dtype)
+        return kernel if shape[0] == 3 else kernel.swapaxes(0, 1)
+
     for kernel_spec in ("HWIO", "WHIO"):
+        turned = slice(None, None, 1 if kernel_spec == "HWIO" else -1)
         params, state = mlax.conv.init(
             KEY,
             x,
             2,
-            (3, 2),
-            (2, 1),
-            ((1, 2), 0),
-            filter_dilation=(1, 2),
+            (3, 2)[turned],
+            (2, 1)[turned],
+            ((1, 2), 0)[turned],
+            filter_dilation=(1, 2)[turned],
             data_format=("HWC", kernel_spec, "HWC"),
-            kernel_initializer=drawn,
+            kernel_initializer=turnable,
         )
         results.append(mlax.conv.apply(params, state, x)[0])
     np.testing.assert_allclose(results[1], results[0], rtol=1e-5, atol=1e-6)

@@ -33,6 +33,9 @@ def equal(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
     if isinstance(a, functools.partial):
         return equal((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
+    if not jax.tree_util.all_leaves([a]):
+        (a_leaves, a_structure), (b_leaves, b_structure) = jax.tree.flatten(a), jax.tree.flatten(b)
+        return bool(a_structure == b_structure) and all(map(equal, a_leaves, b_leaves))
     try:
         return bool(a == b)
     except (TypeError, ValueError):

@@ -1,0 +1,1 @@
+"""The laws that every layer fulfils, and the registry of the layers."""

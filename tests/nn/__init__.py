@@ -1,0 +1,1 @@
+"""Tests of the documented classes, beyond the laws."""

@@ -32,7 +32,7 @@ from tests.blocks.oracle import (
 def standardized(x: jax.Array, axes: tuple[int, ...], epsilon: float = 1e-5) -> jax.Array:
     centred = x - x.sum(axes, keepdims=True) / np.prod([x.shape[axis] for axis in axes])
     variance = (centred**2).sum(axes, keepdims=True) / np.prod([x.shape[axis] for axis in axes])
-    return centred / jnp.sqrt(variance + epsilon)
+    return jnp.divide(centred, jnp.sqrt(variance + epsilon))
 
 
 def affine(params: NormParams, y: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -224,11 +224,6 @@ NOISY_CELL = mlax.series(
 STATISTICS = {".moving_mean.data": ".variables.mean", ".moving_var.data": ".variables.var"}
 
 
-def product(a: Any, b: Any) -> Any:
-    """Return a * b."""
-    return lax.mul(a, b)
-
-
 CASES = (
     Case(
         name="linear",
@@ -272,14 +267,6 @@ CASES = (
         hparams=((0, 1, 3), jax.random.normal, jnp.bfloat16),
         x=normal(2, 2, 3),
         module=lambda key: nn.Bias(key, (0, 1, 3), jax.random.normal, jnp.bfloat16),
-        params={".bias_kernel.data": ".bias"},
-    ),
-    Case(
-        name="bias-scalar",
-        pair=mlax.bias,
-        hparams=((),),
-        x=normal(2, 3),
-        module=lambda key: nn.Bias(key, ()),
         params={".bias_kernel.data": ".bias"},
     ),
     Case(
@@ -408,16 +395,6 @@ CASES = (
         needs_key=True,
     ),
     Case(
-        name="dropout-of-channels",
-        pair=mlax.dropout,
-        hparams=(0.25, (0, -1)),
-        x=normal(4, 2, 3),
-        module=lambda key: nn.FRng(
-            functools.partial(functional.dropout, rate=0.25, axis=(0, 2)), without_noise
-        ),
-        needs_key=True,
-    ),
-    Case(
         name="max_pool",
         pair=mlax.max_pool,
         hparams=(2, 2),
@@ -473,16 +450,6 @@ CASES = (
                 functional.pool, init_value=jnp.inf, reduce_fn=lax.min, window_shape=2
             )
         ),
-    ),
-    Case(
-        name="pool-of-products",
-        pair=mlax.pool,
-        hparams=(1, product, 2),
-        x=normal(3, 2),
-        module=lambda key: nn.F(
-            functools.partial(functional.pool, init_value=1, reduce_fn=product, window_shape=2)
-        ),
-        no_gradient="jax knows that of a window reduction for sums, maxima and minima only",
     ),
     Case(
         name="series",
@@ -603,17 +570,17 @@ CASES = (
     Case(
         name="recurrent",
         pair=mlax.recurrent,
-        hparams=(CELL,),
-        x=(normal(4, 2), normal(3)),
-        module=lambda key: nn.Recurrent(cell(parts(key, 1)[0])),
+        hparams=(CELL, False, 2),
+        x=(normal(3, 2), normal(3)),
+        module=lambda key: nn.Recurrent(cell(parts(key, 1)[0]), False, 2),
         params={".cell.layers.data[1].linear_kernel.data": "[1].kernel"},
     ),
     Case(
         name="recurrent-reverse-with-keys",
         pair=mlax.recurrent,
-        hparams=(NOISY_CELL, True, 2),
+        hparams=(NOISY_CELL, True),
         x=(normal(3, 2), normal(3)),
-        module=lambda key: nn.RecurrentRng(noisy_cell(parts(key, 1)[0]), True, 2),
+        module=lambda key: nn.RecurrentRng(noisy_cell(parts(key, 1)[0]), True),
         params={".cell.layers.data[1].linear_kernel.data": "[1].kernel"},
         state={
             ".cell.layers.data[2].moving_mean.data": ".variables[2].mean",

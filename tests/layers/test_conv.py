@@ -239,7 +239,8 @@ def test_layouts(
         dtype="float16",
     )
     assert calls == [(KEY, (3, 2, 2, 8), jnp.dtype("float16"))]
-    assert (params.kernel.shape, params.kernel.dtype) == (kernel_shape, jnp.float16)
+    assert params.kernel.shape == kernel_shape
+    assert params.kernel.dtype == jnp.dtype("float16")
     y, _ = jax.eval_shape(lambda x: mlax.conv.apply(params, state, x), jnp.ones(x_shape))
     assert y.shape == y_shape
 

@@ -39,7 +39,7 @@ def test_statistics_are_not_trained() -> None:
 def test_training_over_a_batch(axis: object, over: tuple[int, ...]) -> None:
     module = nn.ZNorm(KEY, axis, epsilon=1e-3, momentum=0.75)  # type: ignore[arg-type]  # all kinds
     mean, var = BATCH.mean(over, keepdims=True), BATCH.var(over, keepdims=True)
-    moving_mean, moving_var = 0.0, 1.0
+    moving_mean, moving_var = np.zeros_like(mean), np.ones_like(var)
     for _ in range(2):
         y, module = on_batch(module)
         np.testing.assert_allclose(y, (BATCH - mean) / np.sqrt(var + 1e-3), rtol=1e-4, atol=1e-5)

@@ -273,8 +273,8 @@ class Module:
         """Copy the children; static attributes only if they could be changed in place."""
         attributes = {
             name: copy.deepcopy(value, memo)
-            if isinstance(value, Parameter | Module) or _is_mutable(value)
-            else value
+            if isinstance(value, Parameter | Module)
+            else (_copied(value) if _is_mutable(value) else value)
             for name, value in vars(self).items()
         }
         copied: Self = object.__new__(type(self))
@@ -345,11 +345,16 @@ class _Structure:
 def _copied(value: Any) -> Any:
     """Return the value with new containers around what is in it."""
     if isinstance(value, dict):
-        copied = copy.copy(value)
-        copied.update({key: _copied(entry) for key, entry in value.items()})
-        return copied
-    if type(value) in (list, tuple):
-        return type(value)(map(_copied, value))
+        mapping = copy.copy(value)
+        mapping.update({key: _copied(entry) for key, entry in value.items()})
+        return mapping
+    if isinstance(value, tuple):
+        entries = map(_copied, value)
+        return type(value)(*entries) if hasattr(value, "_fields") else tuple(entries)
+    if isinstance(value, list):
+        sequence = copy.copy(value)
+        sequence[:] = map(_copied, value)
+        return sequence
     return copy.copy(value) if _is_mutable(value) else value
 
 

@@ -338,9 +338,7 @@ def required_key(owner: str, rng: jax.Array | None) -> jax.Array:
     return rng
 
 
-def require_castable(
-    owner: str, x: Shaped, dtype: DTypeLike
-) -> None:
+def require_castable(owner: str, x: Shaped, dtype: DTypeLike) -> None:
     """Require that parameters of `dtype` can be cast to the dtype of `x` and keep their sense."""
     if jnp.issubdtype(dtype, jnp.inexact) and not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(
@@ -352,7 +350,6 @@ def require_castable(
                 "cast it with x.astype",
             )
         )
-
 
 
 def feature_shape(

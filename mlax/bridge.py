@@ -99,9 +99,7 @@ class _LayerModule(Module):
         """Initialise the layer."""
         self.params.data, self.state.data = self._layer.init(self.rng, x)
 
-    def _run(
-        self, x: Any, rng: Key | None, inference_mode: bool, batch_axis_name: AxisName
-    ) -> Any:
+    def _run(self, x: Any, rng: Key | None, inference_mode: bool, batch_axis_name: AxisName) -> Any:
         y, self.state.data = self._layer.apply(
             self.params.data, self.state.data, x, rng, inference_mode, batch_axis_name
         )

@@ -11,7 +11,6 @@ from mlax.combinators.child import (
     AnyLayer,
     ChildrenState,
     DictState,
-    TupleState,
     any_needs_rng,
     apply_child,
     apply_keys,
@@ -25,6 +24,7 @@ from mlax.combinators.child import (
     require_named_layers,
     split,
 )
+from mlax.combinators.variables import TupleState
 from mlax.pair import AxisName, Key, Layer, PairBase
 
 P1 = TypeVar("P1")
@@ -35,6 +35,14 @@ P5 = TypeVar("P5")
 P6 = TypeVar("P6")
 P7 = TypeVar("P7")
 P8 = TypeVar("P8")
+S1 = TypeVar("S1")
+S2 = TypeVar("S2")
+S3 = TypeVar("S3")
+S4 = TypeVar("S4")
+S5 = TypeVar("S5")
+S6 = TypeVar("S6")
+S7 = TypeVar("S7")
+S8 = TypeVar("S8")
 X = TypeVar("X")
 Y1 = TypeVar("Y1")
 Y2 = TypeVar("Y2")
@@ -54,101 +62,101 @@ class Branch(PairBase[Any, ChildrenState, Any, Any]):
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X, Y1],
+        l1: Layer[P1, S1, X, Y1],
         /,
-    ) -> Layer[tuple[P1], TupleState, X, tuple[Y1]]: ...
+    ) -> Layer[tuple[P1], TupleState[tuple[S1]], X, tuple[Y1]]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X, Y1],
-        l2: Layer[P2, Any, X, Y2],
+        l1: Layer[P1, S1, X, Y1],
+        l2: Layer[P2, S2, X, Y2],
         /,
-    ) -> Layer[tuple[P1, P2], TupleState, X, tuple[Y1, Y2]]: ...
+    ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], X, tuple[Y1, Y2]]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X, Y1],
-        l2: Layer[P2, Any, X, Y2],
-        l3: Layer[P3, Any, X, Y3],
+        l1: Layer[P1, S1, X, Y1],
+        l2: Layer[P2, S2, X, Y2],
+        l3: Layer[P3, S3, X, Y3],
         /,
-    ) -> Layer[tuple[P1, P2, P3], TupleState, X, tuple[Y1, Y2, Y3]]: ...
+    ) -> Layer[tuple[P1, P2, P3], TupleState[tuple[S1, S2, S3]], X, tuple[Y1, Y2, Y3]]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X, Y1],
-        l2: Layer[P2, Any, X, Y2],
-        l3: Layer[P3, Any, X, Y3],
-        l4: Layer[P4, Any, X, Y4],
+        l1: Layer[P1, S1, X, Y1],
+        l2: Layer[P2, S2, X, Y2],
+        l3: Layer[P3, S3, X, Y3],
+        l4: Layer[P4, S4, X, Y4],
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4],
-        TupleState,
+        TupleState[tuple[S1, S2, S3, S4]],
         X,
         tuple[Y1, Y2, Y3, Y4],
     ]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X, Y1],
-        l2: Layer[P2, Any, X, Y2],
-        l3: Layer[P3, Any, X, Y3],
-        l4: Layer[P4, Any, X, Y4],
-        l5: Layer[P5, Any, X, Y5],
+        l1: Layer[P1, S1, X, Y1],
+        l2: Layer[P2, S2, X, Y2],
+        l3: Layer[P3, S3, X, Y3],
+        l4: Layer[P4, S4, X, Y4],
+        l5: Layer[P5, S5, X, Y5],
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5],
-        TupleState,
+        TupleState[tuple[S1, S2, S3, S4, S5]],
         X,
         tuple[Y1, Y2, Y3, Y4, Y5],
     ]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X, Y1],
-        l2: Layer[P2, Any, X, Y2],
-        l3: Layer[P3, Any, X, Y3],
-        l4: Layer[P4, Any, X, Y4],
-        l5: Layer[P5, Any, X, Y5],
-        l6: Layer[P6, Any, X, Y6],
+        l1: Layer[P1, S1, X, Y1],
+        l2: Layer[P2, S2, X, Y2],
+        l3: Layer[P3, S3, X, Y3],
+        l4: Layer[P4, S4, X, Y4],
+        l5: Layer[P5, S5, X, Y5],
+        l6: Layer[P6, S6, X, Y6],
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5, P6],
-        TupleState,
+        TupleState[tuple[S1, S2, S3, S4, S5, S6]],
         X,
         tuple[Y1, Y2, Y3, Y4, Y5, Y6],
     ]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X, Y1],
-        l2: Layer[P2, Any, X, Y2],
-        l3: Layer[P3, Any, X, Y3],
-        l4: Layer[P4, Any, X, Y4],
-        l5: Layer[P5, Any, X, Y5],
-        l6: Layer[P6, Any, X, Y6],
-        l7: Layer[P7, Any, X, Y7],
+        l1: Layer[P1, S1, X, Y1],
+        l2: Layer[P2, S2, X, Y2],
+        l3: Layer[P3, S3, X, Y3],
+        l4: Layer[P4, S4, X, Y4],
+        l5: Layer[P5, S5, X, Y5],
+        l6: Layer[P6, S6, X, Y6],
+        l7: Layer[P7, S7, X, Y7],
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5, P6, P7],
-        TupleState,
+        TupleState[tuple[S1, S2, S3, S4, S5, S6, S7]],
         X,
         tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7],
     ]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X, Y1],
-        l2: Layer[P2, Any, X, Y2],
-        l3: Layer[P3, Any, X, Y3],
-        l4: Layer[P4, Any, X, Y4],
-        l5: Layer[P5, Any, X, Y5],
-        l6: Layer[P6, Any, X, Y6],
-        l7: Layer[P7, Any, X, Y7],
-        l8: Layer[P8, Any, X, Y8],
+        l1: Layer[P1, S1, X, Y1],
+        l2: Layer[P2, S2, X, Y2],
+        l3: Layer[P3, S3, X, Y3],
+        l4: Layer[P4, S4, X, Y4],
+        l5: Layer[P5, S5, X, Y5],
+        l6: Layer[P6, S6, X, Y6],
+        l7: Layer[P7, S7, X, Y7],
+        l8: Layer[P8, S8, X, Y8],
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5, P6, P7, P8],
-        TupleState,
+        TupleState[tuple[S1, S2, S3, S4, S5, S6, S7, S8]],
         X,
         tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7, Y8],
     ]: ...
@@ -166,7 +174,7 @@ class Branch(PairBase[Any, ChildrenState, Any, Any]):
         l9: AnyLayer,
         /,
         *layers: AnyLayer,
-    ) -> Layer[Any, TupleState, Any, Any]: ...
+    ) -> Layer[Any, TupleState[Any], Any, Any]: ...
     @overload
     def __call__(self, **named: AnyLayer) -> Layer[dict[str, Any], DictState, Any, Any]: ...
     def __call__(self, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:

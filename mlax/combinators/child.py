@@ -52,9 +52,6 @@ class Child(NamedTuple):
 ChildrenState: TypeAlias = State[Any, tuple[Child, ...]]
 """The state of a combinator of several layers: the variables of each, `()` if there are none."""
 
-TupleState: TypeAlias = State[tuple[Any, ...], tuple[Child, ...]]
-"""That of layers without names."""
-
 DictState: TypeAlias = State[dict[str, Any], tuple[Child, ...]]
 """That of layers with names."""
 

@@ -77,7 +77,9 @@ def composed(
             made = block(x, *args, **kwargs)
             require_layer(block.__name__, "what it returns", made)
             if needs_rng(made.apply):
-                raise ValueError(f"{block.__name__}: expected a layer that needs no key, got {made}")
+                raise ValueError(
+                    f"{block.__name__}: expected a layer that needs no key, got {made}"
+                )
             params, variables, child = init_child(block.__name__, None, made, rng, x)
             return params, State(variables, ComposedConfig(block.__name__, child))
 

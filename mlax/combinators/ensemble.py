@@ -72,9 +72,7 @@ def apply(
     needs_rng=lambda layer, n: any_needs_rng(layer),
     checks={"layer": require_layer, "n": arguments.check_size},
 )
-def ensemble(
-    rng: Key, x: Any, layer: AnyLayer, n: int
-) -> tuple[Any, State[Any, EnsembleConfig]]:
+def ensemble(rng: Key, x: Any, layer: AnyLayer, n: int) -> tuple[Any, State[Any, EnsembleConfig]]:
     """n members of a layer, each with parameters of its own, on one input by `jax.vmap`.
 
     Member i is initialised with fold_in(rng, i), and gets fold_in(rng, i) if it needs a key.

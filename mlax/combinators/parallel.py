@@ -11,7 +11,6 @@ from mlax.combinators.child import (
     AnyLayer,
     ChildrenState,
     DictState,
-    TupleState,
     any_needs_rng,
     apply_child,
     apply_keys,
@@ -26,6 +25,7 @@ from mlax.combinators.child import (
     require_named_layers,
     split,
 )
+from mlax.combinators.variables import TupleState
 from mlax.pair import AxisName, Key, Layer, PairBase
 
 P1 = TypeVar("P1")
@@ -36,6 +36,14 @@ P5 = TypeVar("P5")
 P6 = TypeVar("P6")
 P7 = TypeVar("P7")
 P8 = TypeVar("P8")
+S1 = TypeVar("S1")
+S2 = TypeVar("S2")
+S3 = TypeVar("S3")
+S4 = TypeVar("S4")
+S5 = TypeVar("S5")
+S6 = TypeVar("S6")
+S7 = TypeVar("S7")
+S8 = TypeVar("S8")
 X1 = TypeVar("X1")
 X2 = TypeVar("X2")
 X3 = TypeVar("X3")
@@ -62,101 +70,103 @@ class Parallel(PairBase[Any, ChildrenState, Any, Any]):
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, Y1],
+        l1: Layer[P1, S1, X1, Y1],
         /,
-    ) -> Layer[tuple[P1], TupleState, tuple[X1], tuple[Y1]]: ...
+    ) -> Layer[tuple[P1], TupleState[tuple[S1]], tuple[X1], tuple[Y1]]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, Y1],
-        l2: Layer[P2, Any, X2, Y2],
+        l1: Layer[P1, S1, X1, Y1],
+        l2: Layer[P2, S2, X2, Y2],
         /,
-    ) -> Layer[tuple[P1, P2], TupleState, tuple[X1, X2], tuple[Y1, Y2]]: ...
+    ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], tuple[X1, X2], tuple[Y1, Y2]]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, Y1],
-        l2: Layer[P2, Any, X2, Y2],
-        l3: Layer[P3, Any, X3, Y3],
+        l1: Layer[P1, S1, X1, Y1],
+        l2: Layer[P2, S2, X2, Y2],
+        l3: Layer[P3, S3, X3, Y3],
         /,
-    ) -> Layer[tuple[P1, P2, P3], TupleState, tuple[X1, X2, X3], tuple[Y1, Y2, Y3]]: ...
+    ) -> Layer[
+        tuple[P1, P2, P3], TupleState[tuple[S1, S2, S3]], tuple[X1, X2, X3], tuple[Y1, Y2, Y3]
+    ]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, Y1],
-        l2: Layer[P2, Any, X2, Y2],
-        l3: Layer[P3, Any, X3, Y3],
-        l4: Layer[P4, Any, X4, Y4],
+        l1: Layer[P1, S1, X1, Y1],
+        l2: Layer[P2, S2, X2, Y2],
+        l3: Layer[P3, S3, X3, Y3],
+        l4: Layer[P4, S4, X4, Y4],
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4],
-        TupleState,
+        TupleState[tuple[S1, S2, S3, S4]],
         tuple[X1, X2, X3, X4],
         tuple[Y1, Y2, Y3, Y4],
     ]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, Y1],
-        l2: Layer[P2, Any, X2, Y2],
-        l3: Layer[P3, Any, X3, Y3],
-        l4: Layer[P4, Any, X4, Y4],
-        l5: Layer[P5, Any, X5, Y5],
+        l1: Layer[P1, S1, X1, Y1],
+        l2: Layer[P2, S2, X2, Y2],
+        l3: Layer[P3, S3, X3, Y3],
+        l4: Layer[P4, S4, X4, Y4],
+        l5: Layer[P5, S5, X5, Y5],
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5],
-        TupleState,
+        TupleState[tuple[S1, S2, S3, S4, S5]],
         tuple[X1, X2, X3, X4, X5],
         tuple[Y1, Y2, Y3, Y4, Y5],
     ]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, Y1],
-        l2: Layer[P2, Any, X2, Y2],
-        l3: Layer[P3, Any, X3, Y3],
-        l4: Layer[P4, Any, X4, Y4],
-        l5: Layer[P5, Any, X5, Y5],
-        l6: Layer[P6, Any, X6, Y6],
+        l1: Layer[P1, S1, X1, Y1],
+        l2: Layer[P2, S2, X2, Y2],
+        l3: Layer[P3, S3, X3, Y3],
+        l4: Layer[P4, S4, X4, Y4],
+        l5: Layer[P5, S5, X5, Y5],
+        l6: Layer[P6, S6, X6, Y6],
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5, P6],
-        TupleState,
+        TupleState[tuple[S1, S2, S3, S4, S5, S6]],
         tuple[X1, X2, X3, X4, X5, X6],
         tuple[Y1, Y2, Y3, Y4, Y5, Y6],
     ]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, Y1],
-        l2: Layer[P2, Any, X2, Y2],
-        l3: Layer[P3, Any, X3, Y3],
-        l4: Layer[P4, Any, X4, Y4],
-        l5: Layer[P5, Any, X5, Y5],
-        l6: Layer[P6, Any, X6, Y6],
-        l7: Layer[P7, Any, X7, Y7],
+        l1: Layer[P1, S1, X1, Y1],
+        l2: Layer[P2, S2, X2, Y2],
+        l3: Layer[P3, S3, X3, Y3],
+        l4: Layer[P4, S4, X4, Y4],
+        l5: Layer[P5, S5, X5, Y5],
+        l6: Layer[P6, S6, X6, Y6],
+        l7: Layer[P7, S7, X7, Y7],
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5, P6, P7],
-        TupleState,
+        TupleState[tuple[S1, S2, S3, S4, S5, S6, S7]],
         tuple[X1, X2, X3, X4, X5, X6, X7],
         tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7],
     ]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, Y1],
-        l2: Layer[P2, Any, X2, Y2],
-        l3: Layer[P3, Any, X3, Y3],
-        l4: Layer[P4, Any, X4, Y4],
-        l5: Layer[P5, Any, X5, Y5],
-        l6: Layer[P6, Any, X6, Y6],
-        l7: Layer[P7, Any, X7, Y7],
-        l8: Layer[P8, Any, X8, Y8],
+        l1: Layer[P1, S1, X1, Y1],
+        l2: Layer[P2, S2, X2, Y2],
+        l3: Layer[P3, S3, X3, Y3],
+        l4: Layer[P4, S4, X4, Y4],
+        l5: Layer[P5, S5, X5, Y5],
+        l6: Layer[P6, S6, X6, Y6],
+        l7: Layer[P7, S7, X7, Y7],
+        l8: Layer[P8, S8, X8, Y8],
         /,
     ) -> Layer[
         tuple[P1, P2, P3, P4, P5, P6, P7, P8],
-        TupleState,
+        TupleState[tuple[S1, S2, S3, S4, S5, S6, S7, S8]],
         tuple[X1, X2, X3, X4, X5, X6, X7, X8],
         tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7, Y8],
     ]: ...
@@ -174,7 +184,7 @@ class Parallel(PairBase[Any, ChildrenState, Any, Any]):
         l9: AnyLayer,
         /,
         *layers: AnyLayer,
-    ) -> Layer[Any, TupleState, Any, Any]: ...
+    ) -> Layer[Any, TupleState[Any], Any, Any]: ...
     @overload
     def __call__(self, **named: AnyLayer) -> Layer[dict[str, Any], DictState, Any, Any]: ...
     def __call__(self, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
@@ -238,8 +248,6 @@ def parallel(rng: Key, x: Any, *layers: AnyLayer, **named: AnyLayer) -> tuple[An
     return collected(
         [
             init_child("parallel", key, layer, child_rng, entry)
-            for (key, layer), child_rng, entry in zip(
-                layers_by_key.items(), keys, xs, strict=True
-            )
+            for (key, layer), child_rng, entry in zip(layers_by_key.items(), keys, xs, strict=True)
         ]
     )

@@ -1,5 +1,7 @@
 """A layer with a way around it: y = shortcut(x) + layer(x)."""
 
+from __future__ import annotations  # the states are typed for checkers only
+
 from typing import Any, TypeVar, overload
 
 import jax
@@ -7,7 +9,6 @@ import jax
 from mlax.combinators.child import (
     AnyLayer,
     ChildrenState,
-    TupleState,
     any_needs_rng,
     apply_child,
     apply_keys,
@@ -21,10 +22,13 @@ from mlax.combinators.child import (
     shapes,
     split,
 )
+from mlax.combinators.variables import TupleState
 from mlax.pair import AxisName, Key, Layer, PairBase
 
 P1 = TypeVar("P1")
 P2 = TypeVar("P2")
+S1 = TypeVar("S1")
+S2 = TypeVar("S2")
 X = TypeVar("X")
 Y = TypeVar("Y")
 
@@ -34,12 +38,12 @@ class Residual(PairBase[Any, ChildrenState, Any, Any]):
 
     @overload
     def __call__(
-        self, layer: Layer[P1, Any, X, X], shortcut: None = None
-    ) -> Layer[tuple[P1], TupleState, X, X]: ...
+        self, layer: Layer[P1, S1, X, X], shortcut: None = None
+    ) -> Layer[tuple[P1], TupleState[tuple[S1]], X, X]: ...
     @overload
     def __call__(
-        self, layer: Layer[P1, Any, X, Y], shortcut: Layer[P2, Any, X, Y]
-    ) -> Layer[tuple[P1, P2], TupleState, X, Y]: ...
+        self, layer: Layer[P1, S1, X, Y], shortcut: Layer[P2, S2, X, Y]
+    ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], X, Y]: ...
     def __call__(self, layer: AnyLayer, shortcut: AnyLayer | None = None) -> AnyLayer:
         """Return the layer with a way around it."""
         return self.bind(layer, shortcut)

@@ -11,7 +11,6 @@ from mlax.combinators.child import (
     AnyLayer,
     ChildrenState,
     DictState,
-    TupleState,
     any_needs_rng,
     apply_child,
     apply_keys,
@@ -26,6 +25,7 @@ from mlax.combinators.child import (
     shapes,
     split,
 )
+from mlax.combinators.variables import TupleState
 from mlax.pair import AxisName, Key, Layer, PairBase
 
 P1 = TypeVar("P1")
@@ -36,6 +36,14 @@ P5 = TypeVar("P5")
 P6 = TypeVar("P6")
 P7 = TypeVar("P7")
 P8 = TypeVar("P8")
+S1 = TypeVar("S1")
+S2 = TypeVar("S2")
+S3 = TypeVar("S3")
+S4 = TypeVar("S4")
+S5 = TypeVar("S5")
+S6 = TypeVar("S6")
+S7 = TypeVar("S7")
+S8 = TypeVar("S8")
 X1 = TypeVar("X1")
 X2 = TypeVar("X2")
 X3 = TypeVar("X3")
@@ -55,79 +63,88 @@ class Series(PairBase[Any, ChildrenState, Any, Any]):
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, X2],
+        l1: Layer[P1, S1, X1, X2],
         /,
-    ) -> Layer[tuple[P1], TupleState, X1, X2]: ...
+    ) -> Layer[tuple[P1], TupleState[tuple[S1]], X1, X2]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, X2],
-        l2: Layer[P2, Any, X2, X3],
+        l1: Layer[P1, S1, X1, X2],
+        l2: Layer[P2, S2, X2, X3],
         /,
-    ) -> Layer[tuple[P1, P2], TupleState, X1, X3]: ...
+    ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], X1, X3]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, X2],
-        l2: Layer[P2, Any, X2, X3],
-        l3: Layer[P3, Any, X3, X4],
+        l1: Layer[P1, S1, X1, X2],
+        l2: Layer[P2, S2, X2, X3],
+        l3: Layer[P3, S3, X3, X4],
         /,
-    ) -> Layer[tuple[P1, P2, P3], TupleState, X1, X4]: ...
+    ) -> Layer[tuple[P1, P2, P3], TupleState[tuple[S1, S2, S3]], X1, X4]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, X2],
-        l2: Layer[P2, Any, X2, X3],
-        l3: Layer[P3, Any, X3, X4],
-        l4: Layer[P4, Any, X4, X5],
+        l1: Layer[P1, S1, X1, X2],
+        l2: Layer[P2, S2, X2, X3],
+        l3: Layer[P3, S3, X3, X4],
+        l4: Layer[P4, S4, X4, X5],
         /,
-    ) -> Layer[tuple[P1, P2, P3, P4], TupleState, X1, X5]: ...
+    ) -> Layer[tuple[P1, P2, P3, P4], TupleState[tuple[S1, S2, S3, S4]], X1, X5]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, X2],
-        l2: Layer[P2, Any, X2, X3],
-        l3: Layer[P3, Any, X3, X4],
-        l4: Layer[P4, Any, X4, X5],
-        l5: Layer[P5, Any, X5, X6],
+        l1: Layer[P1, S1, X1, X2],
+        l2: Layer[P2, S2, X2, X3],
+        l3: Layer[P3, S3, X3, X4],
+        l4: Layer[P4, S4, X4, X5],
+        l5: Layer[P5, S5, X5, X6],
         /,
-    ) -> Layer[tuple[P1, P2, P3, P4, P5], TupleState, X1, X6]: ...
+    ) -> Layer[tuple[P1, P2, P3, P4, P5], TupleState[tuple[S1, S2, S3, S4, S5]], X1, X6]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, X2],
-        l2: Layer[P2, Any, X2, X3],
-        l3: Layer[P3, Any, X3, X4],
-        l4: Layer[P4, Any, X4, X5],
-        l5: Layer[P5, Any, X5, X6],
-        l6: Layer[P6, Any, X6, X7],
+        l1: Layer[P1, S1, X1, X2],
+        l2: Layer[P2, S2, X2, X3],
+        l3: Layer[P3, S3, X3, X4],
+        l4: Layer[P4, S4, X4, X5],
+        l5: Layer[P5, S5, X5, X6],
+        l6: Layer[P6, S6, X6, X7],
         /,
-    ) -> Layer[tuple[P1, P2, P3, P4, P5, P6], TupleState, X1, X7]: ...
+    ) -> Layer[
+        tuple[P1, P2, P3, P4, P5, P6], TupleState[tuple[S1, S2, S3, S4, S5, S6]], X1, X7
+    ]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, X2],
-        l2: Layer[P2, Any, X2, X3],
-        l3: Layer[P3, Any, X3, X4],
-        l4: Layer[P4, Any, X4, X5],
-        l5: Layer[P5, Any, X5, X6],
-        l6: Layer[P6, Any, X6, X7],
-        l7: Layer[P7, Any, X7, X8],
+        l1: Layer[P1, S1, X1, X2],
+        l2: Layer[P2, S2, X2, X3],
+        l3: Layer[P3, S3, X3, X4],
+        l4: Layer[P4, S4, X4, X5],
+        l5: Layer[P5, S5, X5, X6],
+        l6: Layer[P6, S6, X6, X7],
+        l7: Layer[P7, S7, X7, X8],
         /,
-    ) -> Layer[tuple[P1, P2, P3, P4, P5, P6, P7], TupleState, X1, X8]: ...
+    ) -> Layer[
+        tuple[P1, P2, P3, P4, P5, P6, P7], TupleState[tuple[S1, S2, S3, S4, S5, S6, S7]], X1, X8
+    ]: ...
     @overload
     def __call__(
         self,
-        l1: Layer[P1, Any, X1, X2],
-        l2: Layer[P2, Any, X2, X3],
-        l3: Layer[P3, Any, X3, X4],
-        l4: Layer[P4, Any, X4, X5],
-        l5: Layer[P5, Any, X5, X6],
-        l6: Layer[P6, Any, X6, X7],
-        l7: Layer[P7, Any, X7, X8],
-        l8: Layer[P8, Any, X8, X9],
+        l1: Layer[P1, S1, X1, X2],
+        l2: Layer[P2, S2, X2, X3],
+        l3: Layer[P3, S3, X3, X4],
+        l4: Layer[P4, S4, X4, X5],
+        l5: Layer[P5, S5, X5, X6],
+        l6: Layer[P6, S6, X6, X7],
+        l7: Layer[P7, S7, X7, X8],
+        l8: Layer[P8, S8, X8, X9],
         /,
-    ) -> Layer[tuple[P1, P2, P3, P4, P5, P6, P7, P8], TupleState, X1, X9]: ...
+    ) -> Layer[
+        tuple[P1, P2, P3, P4, P5, P6, P7, P8],
+        TupleState[tuple[S1, S2, S3, S4, S5, S6, S7, S8]],
+        X1,
+        X9,
+    ]: ...
     @overload
     def __call__(
         self,
@@ -142,7 +159,7 @@ class Series(PairBase[Any, ChildrenState, Any, Any]):
         l9: AnyLayer,
         /,
         *layers: AnyLayer,
-    ) -> Layer[Any, TupleState, Any, Any]: ...
+    ) -> Layer[Any, TupleState[Any], Any, Any]: ...
     @overload
     def __call__(self, **named: AnyLayer) -> Layer[dict[str, Any], DictState, Any, Any]: ...
     def __call__(self, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:

@@ -95,9 +95,7 @@ def _apply_tied(
 
 
 @layer(_apply_tied, needs_rng=lambda maker, layer: any_needs_rng(layer))
-def tied(
-    rng: Key, x: Any, maker: _Maker, layer: AnyLayer
-) -> tuple[_Tied, State[Any, Hashable]]:
+def tied(rng: Key, x: Any, maker: _Maker, layer: AnyLayer) -> tuple[_Tied, State[Any, Hashable]]:
     """A place where the layer stands."""
     params, variables, child = init_child("shared", None, layer, rng, x)
     if maker.made:
@@ -194,9 +192,7 @@ def apply(
     return y, State(variables, state.config)
 
 
-def _model(
-    layer: AnyLayer, composition: Callable[[AnyLayer], AnyLayer], maker: _Maker
-) -> AnyLayer:
+def _model(layer: AnyLayer, composition: Callable[[AnyLayer], AnyLayer], maker: _Maker) -> AnyLayer:
     model = composition(tied(maker, layer))
     require_layer("shared", "the result of composition", model)
     return model

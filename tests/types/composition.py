@@ -55,11 +55,17 @@ def in_series() -> None:
     assert_type(params, tuple[LinearParams, tuple[()], BiasParams])
     assert_type(params[0].kernel, Array)
     assert_type(params[2].bias, Array)
-    assert_type(state, State[tuple[Any, ...], tuple[Child, ...]])
+    assert_type(state.variables[1], ZNormVariables)
+    assert_type(state.variables[1].mean, Array)
+    assert_type(state.config, tuple[Child, ...])
     y, state = apply(params, state, x)
     assert_type(y, Array)
+    assert_type(state.variables[1].var, Array)
+    known_less: State[Any, Any] = state
+    y, known_less = apply(params, known_less, x)
     y, state = apply(params, state, x, rng=key, inference_mode=True, batch_axis_name="batch")
 
+    state.variables[1].average  # type: ignore[attr-defined]
     params[3]  # type: ignore[misc]
     params[0].bias  # type: ignore[attr-defined]
     apply(state, params, x)  # type: ignore[arg-type]
@@ -71,6 +77,7 @@ def in_series() -> None:
 def in_parallel() -> None:
     init, apply = mlax.parallel(mlax.linear(4), mlax.embed(10, 3))
     params, state = init(key, (x, x))
+    assert_type(state.variables[1], tuple[()])
     assert_type(params[0].kernel, Array)
     assert_type(params[1].embedding, Array)
     y, state = apply(params, state, (x, x))
@@ -83,12 +90,19 @@ def in_parallel() -> None:
 
 def eight_layers() -> None:
     layer = mlax.linear(3)
-    init, _ = mlax.series(layer, layer, layer, layer, layer, layer, layer, mlax.bias(-1))
-    params, _ = init(key, x)
-    assert_type(params[7].bias, Array)
-    init, _ = mlax.parallel(layer, layer, layer, layer, layer, layer, layer, mlax.bias(-1))
-    params, _ = init(key, (x, x, x, x, x, x, x, x))
-    assert_type(params[7].bias, Array)
+    last = mlax.z_norm("all")
+    init, _ = mlax.series(layer, layer, layer, layer, layer, layer, layer, last)
+    params, state = init(key, x)
+    assert_type(params[6].kernel, Array)
+    assert_type(state.variables[7].mean, Array)
+    init, _ = mlax.parallel(layer, layer, layer, layer, layer, layer, layer, last)
+    params, state = init(key, (x, x, x, x, x, x, x, x))
+    assert_type(params[6].kernel, Array)
+    assert_type(state.variables[7].mean, Array)
+    init, _ = mlax.branch(layer, layer, layer, layer, layer, layer, layer, last)
+    params, state = init(key, x)
+    assert_type(params[6].kernel, Array)
+    assert_type(state.variables[7].mean, Array)
 
 
 def more_layers() -> None:
@@ -109,6 +123,24 @@ def nested() -> None:
     params, _ = init(key, x)
     assert_type(params[0][1].bias, Array)
     assert_type(params[3][0].kernel, Array)
+
+    normalised = mlax.residual(mlax.series(mlax.linear(3), mlax.z_norm("all")))
+    _, state = mlax.series(block, normalised).init(key, x)
+    assert_type(state.variables[1][0][1].mean, Array)
+
+
+def foreign_states() -> None:
+    """A state that is no `State` is known to nobody, and hides none of its neighbours."""
+    counter: Layer[tuple[()], Array, Array, Array]
+    counter = mlax.Layer(_counter_init, _counter_apply)
+    params, state = mlax.series(counter, mlax.linear(3), mlax.z_norm("all")).init(key, x)
+    assert_type(params[1].kernel, Array)
+    assert_type(state.variables[0], Any)
+    assert_type(state.variables[2].mean, Array)
+
+    unknown: Layer[Any, Any, Any, Any] = counter
+    _, partly_known = mlax.series(unknown, mlax.z_norm("all")).init(key, x)
+    assert_type(partly_known.variables[1].mean, Array)
 
 
 def misfits() -> None:
@@ -134,4 +166,19 @@ def _cell_apply(
     inference_mode: bool = False,
     batch_axis_name: mlax.AxisName = (),
 ) -> tuple[tuple[Array, Array], State[tuple[()], BiasConfig]]:
+    raise NotImplementedError
+
+
+def _counter_init(rng: mlax.Key, x: Any) -> tuple[tuple[()], Array]:
+    raise NotImplementedError
+
+
+def _counter_apply(
+    params: tuple[()],
+    state: Array,
+    x: Array,
+    rng: mlax.Key | None = None,
+    inference_mode: bool = False,
+    batch_axis_name: mlax.AxisName = (),
+) -> tuple[Array, Array]:
     raise NotImplementedError

@@ -317,8 +317,15 @@ def hashable_axis(owner: str, axis: str | Axes) -> str | tuple[int, ...]:
     return tuple(map(operator.index, entries(owner, "axis", axis)))
 
 
+def require_array(owner: str, x: object) -> None:
+    """Require an array, or a `jax.ShapeDtypeStruct` in its place."""
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        raise TypeError(message(owner, "x", "an array", type(x).__name__))
+
+
 def require_rank(owner: str, x: Shaped, at_least: int) -> None:
     """Require at least that many axes."""
+    require_array(owner, x)
     if len(x.shape) < at_least:
         axes = "1 axis" if at_least == 1 else f"{at_least} axes"
         raise ValueError(f"{owner}: expected x with at least {axes}, got shape {x.shape}")
@@ -326,6 +333,7 @@ def require_rank(owner: str, x: Shaped, at_least: int) -> None:
 
 def require_integers(owner: str, x: Shaped) -> None:
     """Require an integer dtype."""
+    require_array(owner, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(message(owner, "x", "of an integer dtype", jnp.dtype(x.dtype).name))
 
@@ -340,6 +348,7 @@ def required_key(owner: str, rng: jax.Array | None) -> jax.Array:
 
 def require_castable(owner: str, x: Shaped, dtype: DTypeLike) -> None:
     """Require that parameters of `dtype` can be cast to the dtype of `x` and keep their sense."""
+    require_array(owner, x)
     if jnp.issubdtype(dtype, jnp.inexact) and not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(
             message(
@@ -395,7 +404,7 @@ def optional_dtype(dtype: DTypeLike | None) -> DTypeLike | None:
 
 def leading_length(owner: str, name: str, tree: Any, axis: str) -> int:
     """Return the length of the leading axis that all arrays of a pytree have in common."""
-    shapes = [leaf.shape for leaf in jax.tree.leaves(tree)]
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
     lengths = {shape[0] if shape else None for shape in shapes}
     if len(lengths) != 1 or None in lengths:
         wanted = f"arrays with a leading {axis} axis of one length"

@@ -307,7 +307,7 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
         """Return the decorator that makes a pair of this class from an `init`."""
         return lambda init: cls(init, apply, needs_rng, checks or {})
 
-    def bind(self, *args: object, **kwargs: object) -> Layer[P, S, X_contra, Y_co]:
+    def bind(self, /, *args: object, **kwargs: object) -> Layer[P, S, X_contra, Y_co]:
         """Check the hyperparameters and return the layer that has them."""
         self.check(*args, **kwargs)
         apply = self.apply
@@ -315,7 +315,7 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
             apply = self.apply_rng
         return Layer(_BoundInit(self.init, args, tuple(kwargs.items())), apply)
 
-    def check(self, *args: object, **kwargs: object) -> None:
+    def check(self, /, *args: object, **kwargs: object) -> None:
         """Raise if these hyperparameters are wrong whatever the input."""
         try:
             bound = self.__signature__.bind(*args, **kwargs)

@@ -63,6 +63,7 @@ def dense(
     >>> y.shape
     (5, 2)
     """
+    arguments.require_array("dense", x)
     children: dict[str, Layer[Any, Any, Any, Any]] = {
         "linear": linear(features, kernel_initializer=kernel_initializer, dtype=dtype)
     }

@@ -275,6 +275,7 @@ def layer_norm(
     >>> mlax.layer_norm.apply(params, state, jnp.array([1.0, 3.0]))[0].round(3)
     Array([-1.,  1.], dtype=float32)
     """
+    arguments.require_array("layer_norm", x)
     axes = arguments.normalized_axes("layer_norm", axis, len(x.shape))
     params = _init_params(
         "layer_norm",
@@ -335,6 +336,7 @@ def rms_norm(
     >>> mlax.rms_norm.apply(params, state, jnp.array([2.0, -2.0]))[0].round(3)
     Array([ 1., -1.], dtype=float32)
     """
+    arguments.require_array("rms_norm", x)
     axes = arguments.normalized_axes("rms_norm", axis, len(x.shape))
     scale = scaler_initializer if use_scale else None
     params = _init_params("rms_norm", rng, x, axes, scale, None, dtype)

@@ -58,7 +58,7 @@ class Branch(PairBase[Any, ChildrenState, Any, Any]):
     """The type of `branch`: what is known of up to eight layers is known of their composition."""
 
     @overload
-    def __call__(self) -> Layer[Any, ChildrenState, Any, Any]: ...
+    def __call__(self, /) -> Layer[Any, ChildrenState, Any, Any]: ...
     @overload
     def __call__(
         self,
@@ -176,8 +176,8 @@ class Branch(PairBase[Any, ChildrenState, Any, Any]):
         *layers: AnyLayer,
     ) -> Layer[Any, TupleState[Any], Any, Any]: ...
     @overload
-    def __call__(self, **named: AnyLayer) -> Layer[dict[str, Any], DictState, Any, Any]: ...
-    def __call__(self, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
+    def __call__(self, /, **named: AnyLayer) -> Layer[dict[str, Any], DictState, Any, Any]: ...
+    def __call__(self, /, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
         """Return the layers on one input."""
         keyed("branch", layers, named)
         return self.bind(*layers, **named)

@@ -302,12 +302,11 @@ def add_path(error: BaseException, owner: str, key: ChildKey, kind: str) -> None
     for i, note in enumerate(notes):
         if isinstance(note, _PathNote):
             inner = note.removeprefix("in ")
-            if isinstance(key, str):
-                inner = inner.removeprefix(kind)
-                joint = "" if inner.startswith(("[", " > ")) else " > "
+            inside = inner[len(kind) :]
+            if isinstance(key, str) and inner.startswith(kind) and inside.startswith(("[", " > ")):
+                notes[i] = _PathNote(f"in {place(owner, key)}{inside}")
             else:
-                joint = " > "
-            notes[i] = _PathNote(f"in {place(owner, key)}{joint}{inner}")
+                notes[i] = _PathNote(f"in {place(owner, key)} > {inner}")
             return
     error.add_note(_PathNote(f"in {place(owner, key)} > {kind}"))
 

@@ -99,10 +99,13 @@ def concatenate(
 
 
 def _entries(owner: str, x: Any) -> list[jax.Array]:
+    wanted = "a tuple or dict of arrays"
     if not isinstance(x, tuple | list | dict):
-        wanted = "a tuple or dict of arrays"
         raise TypeError(arguments.message(owner, "x", wanted, type(x).__name__))
     entries = [x[name] for name in sorted(x)] if isinstance(x, dict) else list(x)
+    for entry in entries:
+        if not hasattr(entry, "shape"):
+            raise TypeError(arguments.message(owner, "x", wanted, f"one of {type(entry).__name__}"))
     if not entries:
         raise ValueError(arguments.message(owner, "x", "at least one array", "none"))
     return entries

@@ -115,7 +115,7 @@ def repeat(
         n: number of copies.
         unroll: number of copies in one iteration of the loop, as in `jax.lax.scan`.
         remat: keep only the inputs of the copies for the backward pass, see `mlax.remat`.
-        policy: with `remat`, what else is kept, as in `jax.checkpoint`.
+        policy: what else is kept, as in `jax.checkpoint`. A policy implies `remat`.
 
     Raises:
         ValueError: the output of the layer is not like its input, or a number is not positive.
@@ -131,4 +131,5 @@ def repeat(
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (params, variables))
     y = output_shape("repeat", child, one[0], one[1], x, rng)
     require_equal_shapes("repeat", x, y, "the output of the layer")
+    remat = remat or policy is not None
     return params, State(variables, RepeatConfig(child, n, unroll, remat, policy))

@@ -59,7 +59,7 @@ class Series(PairBase[Any, ChildrenState, Any, Any]):
     """The type of `series`: what is known of up to eight layers is known of their composition."""
 
     @overload
-    def __call__(self) -> Layer[Any, ChildrenState, Any, Any]: ...
+    def __call__(self, /) -> Layer[Any, ChildrenState, Any, Any]: ...
     @overload
     def __call__(
         self,
@@ -161,8 +161,8 @@ class Series(PairBase[Any, ChildrenState, Any, Any]):
         *layers: AnyLayer,
     ) -> Layer[Any, TupleState[Any], Any, Any]: ...
     @overload
-    def __call__(self, **named: AnyLayer) -> Layer[dict[str, Any], DictState, Any, Any]: ...
-    def __call__(self, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
+    def __call__(self, /, **named: AnyLayer) -> Layer[dict[str, Any], DictState, Any, Any]: ...
+    def __call__(self, /, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
         """Return the layers in series."""
         keyed("series", layers, named)
         return self.bind(*layers, **named)

@@ -49,6 +49,7 @@ def apply(
 ) -> tuple[jax.Array, State[ZNormVariables, ZNormConfig]]:
     """Return x normalised: see `mlax.Apply` and `mlax.z_norm`."""
     axis, epsilon, momentum = state.config
+    arguments.require_array("z_norm", x)
     axes = arguments.normalized_axes("z_norm", axis, x.ndim)
     running = state.variables
     shape = tuple(length for i, length in enumerate(x.shape) if i not in axes)
@@ -125,6 +126,7 @@ def z_norm(
     >>> state.variables.mean
     Array([0.2], dtype=float32)
     """
+    arguments.require_array("z_norm", x)
     axes = arguments.normalized_axes("z_norm", axis, len(x.shape))
     shape = tuple(length for i, length in enumerate(x.shape) if i not in axes)
     keys = (jax.random.fold_in(rng, i) for i in range(2))

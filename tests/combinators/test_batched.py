@@ -199,6 +199,7 @@ def test_an_axis_name_that_is_taken_raises() -> None:
     [
         ((jnp.ones((2, 3)), jnp.ones((3, 2))), r"\(2, 3\), \(3, 2\)"),
         ((jnp.ones((2, 3)), jnp.ones(())), r"\(2, 3\), \(\)"),
+        (1.0, r"\(\)"),
         ((), ""),
     ],
 )

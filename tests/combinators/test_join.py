@@ -64,6 +64,7 @@ def test_the_order_of_a_dict_is_the_same_wherever_it_comes_from() -> None:
         (mlax.add(), A, TypeError, "add: expected x to be a tuple or dict"),
         (mlax.add(), (), ValueError, "add: expected x to be at least one array"),
         (mlax.add(), (A, B[0]), ValueError, r"add: expected .*\(2, 2\), \(2,\)"),
+        (mlax.add(), ((A, B), (A, B)), TypeError, "add: expected x to be .*, got one of tuple"),
         (mlax.concatenate(), A, TypeError, "concatenate: expected x to be a tuple or dict"),
         (mlax.concatenate(), {}, ValueError, "concatenate: expected x to be at least one"),
         (mlax.concatenate(0), (A, B[:, :1]), ValueError, r"concatenate: .*\(2, 2\), \(2, 1\)"),

@@ -240,6 +240,14 @@ def test_wrong_names(combinator: Any) -> None:  # wrong types on purpose
         combinator(head=mlax.linear)
 
 
+@pytest.mark.parametrize("combinator", [mlax.series, mlax.parallel, mlax.branch])
+def test_names_that_are_arguments_elsewhere(combinator: Any) -> None:
+    names = ("self", "layers", "named", "owner")
+    x = dict.fromkeys(names, X) if combinator is mlax.parallel else X
+    params, _ = combinator(**dict.fromkeys(names, mlax.linear(3))).init(KEY, x)
+    assert set(params) == set(names)
+
+
 # What is no layer, parameters and states that do not fit.
 
 
@@ -342,6 +350,19 @@ def test_the_path_of_a_deep_model() -> None:
     with pytest.raises(ValueError, match=r"2 features .* got shape \(3,\)") as error:
         model.apply(params, state, X, inference_mode=True)
     assert notes(error) == ["in series > blocks[3] > series > attention[0] > linear"]
+
+
+def se(rng: Key, x: Any) -> Any:
+    """Initialise a pair of a user, whose name begins like that of the combinator inside."""
+    return mlax.series.init(rng, x, mlax.linear(3))
+
+
+def test_the_path_of_a_pair_made_of_a_combinator() -> None:
+    model = mlax.series(head=Layer(se, mlax.series.apply))
+    params, state = model.init(KEY, X)
+    with pytest.raises(ValueError, match="3 features") as error:
+        model.apply(params, state, X[:2])
+    assert notes(error) == ["in series > head > series[0] > linear"]
 
 
 def test_a_child_that_has_a_name_is_called_by_it() -> None:

@@ -172,7 +172,7 @@ def test_program_size_does_not_grow_with_n() -> None:
         traces.append(None)
         return jnp.tanh(x)
 
-    for n in (4, 16, 64):
+    for n in (4, 16, 64, 256):
         model: AnyLayer = mlax.repeat(mlax.series(mlax.linear(3), mlax.f(counted)), n)
         traces.clear()
         initialised = jax.jit(lambda rng, m=model: m.init(rng, X)).trace(KEY)
@@ -207,6 +207,7 @@ def test_remat_and_its_policy_appear_in_the_program() -> None:
 
     plain, remat, unrolled = program(), program(remat=True), program(unroll=2)
     assert program(remat=True, policy=policy).count("tanh") == remat.count("tanh") == 2
+    assert program(policy=policy) == program(remat=True, policy=policy)
     assert plain.count("tanh") == 1
     assert any(str(primitive) == "tanh" for primitive in asked)
     assert "unroll=2" in unrolled

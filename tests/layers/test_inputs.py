@@ -1,0 +1,40 @@
+"""What all layers of one array do alike with an input that is none."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import mlax
+
+KEY = jax.random.key(0)
+LAYERS: tuple[mlax.Layer[Any, Any, Any, Any], ...] = (
+    mlax.linear(3),
+    mlax.bias(-1),
+    mlax.scaler(-1),
+    mlax.conv(3, 1),
+    mlax.embed(3, 3),
+    mlax.z_norm("all"),
+    mlax.dropout(0.5, 0),
+    mlax.max_pool(2),
+    mlax.avg_pool(2),
+    mlax.sum_pool(2),
+    mlax.dense(3),
+    mlax.conv_transpose(3, 1),
+    mlax.depthwise_conv(1),
+    mlax.batch_norm(),
+    mlax.layer_norm(),
+    mlax.rms_norm(),
+    mlax.group_norm(1),
+    mlax.instance_norm(),
+    mlax.global_avg_pool(),
+    mlax.adaptive_avg_pool(1),
+)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=repr)
+@pytest.mark.parametrize("x", [1.0, [1.0], (jnp.ones(3), jnp.ones(3))], ids=type)
+def test_what_is_no_array_raises(layer: mlax.Layer[Any, Any, Any, Any], x: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^\w+: expected x to be an array, got {type(x).__name__}"):
+        layer.init(KEY, x)

@@ -84,7 +84,7 @@ def expected_of(n: int) -> Any:
         (3, {"unroll": 2, "remat": True}),
         (3, {"remat": True, "policy": jax.checkpoint_policies.save_only_these_names("hidden")}),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, int) else ",".join(value),
 )
 def test_equals_n_layers_written_out(n: int, options: dict[str, Any]) -> None:
     model: AnyLayer = mlax.repeat(BLOCK, n, **options)

@@ -3,6 +3,8 @@
 params, variables and y are tuples with one entry for each layer, or dicts if they have names.
 """
 
+# Why L1 to L10 stand only once: mlax/combinators/types.py.
+# pyright: reportInvalidTypeVarUse=false
 from __future__ import annotations  # the overloads take long to evaluate
 
 from typing import Any, TypeVar, overload
@@ -24,25 +26,38 @@ from mlax.combinators.child import (
     require_named_layers,
     split,
 )
-from mlax.combinators.variables import TupleState
+from mlax.combinators.types import (
+    L1,
+    L2,
+    L3,
+    L4,
+    L5,
+    L6,
+    L7,
+    L8,
+    L9,
+    L10,
+    ManyLayers,
+    P1,
+    P2,
+    P3,
+    P4,
+    P5,
+    P6,
+    P7,
+    P8,
+    S1,
+    S2,
+    S3,
+    S4,
+    S5,
+    S6,
+    S7,
+    S8,
+    TupleState,
+)
 from mlax.pair import AxisName, Key, Layer, PairBase
 
-P1 = TypeVar("P1")
-P2 = TypeVar("P2")
-P3 = TypeVar("P3")
-P4 = TypeVar("P4")
-P5 = TypeVar("P5")
-P6 = TypeVar("P6")
-P7 = TypeVar("P7")
-P8 = TypeVar("P8")
-S1 = TypeVar("S1")
-S2 = TypeVar("S2")
-S3 = TypeVar("S3")
-S4 = TypeVar("S4")
-S5 = TypeVar("S5")
-S6 = TypeVar("S6")
-S7 = TypeVar("S7")
-S8 = TypeVar("S8")
 X = TypeVar("X")
 Y1 = TypeVar("Y1")
 Y2 = TypeVar("Y2")
@@ -163,18 +178,18 @@ class Branch(PairBase[Any, ChildrenState, Any, Any]):
     @overload
     def __call__(
         self,
-        l1: AnyLayer,
-        l2: AnyLayer,
-        l3: AnyLayer,
-        l4: AnyLayer,
-        l5: AnyLayer,
-        l6: AnyLayer,
-        l7: AnyLayer,
-        l8: AnyLayer,
-        l9: AnyLayer,
+        l1: L1,
+        l2: L2,
+        l3: L3,
+        l4: L4,
+        l5: L5,
+        l6: L6,
+        l7: L7,
+        l8: L8,
+        l9: L9,
         /,
-        *layers: AnyLayer,
-    ) -> Layer[Any, TupleState[Any], Any, Any]: ...
+        *layers: L10,
+    ) -> ManyLayers: ...
     @overload
     def __call__(self, /, **named: AnyLayer) -> Layer[dict[str, Any], DictState, Any, Any]: ...
     def __call__(self, /, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:

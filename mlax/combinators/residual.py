@@ -22,13 +22,9 @@ from mlax.combinators.child import (
     shapes,
     split,
 )
-from mlax.combinators.variables import TupleState
+from mlax.combinators.types import P1, P2, S1, S2, TupleState
 from mlax.pair import AxisName, Key, Layer, PairBase
 
-P1 = TypeVar("P1")
-P2 = TypeVar("P2")
-S1 = TypeVar("S1")
-S2 = TypeVar("S2")
 X = TypeVar("X")
 Y = TypeVar("Y")
 

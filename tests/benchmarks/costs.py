@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 import mlax
+from mlax import nn
 
 Make = Callable[[], Callable[[], Any]]
 """Makes what is timed: a call of it is one step."""
@@ -158,6 +159,148 @@ def mlax_lstm() -> Callable[[], Any]:
     return training(loss, layer.init(jax.random.key(0), x), x)
 
 
+LENGTH, FEATURES, HEADS, BATCH, BLOCKS, RATE = 64, 128, 4, 16, 2, 0.1
+"""The sizes of the encoder."""
+
+
+def keyed_training(loss: Callable[..., Any], carry: Any, x: jax.Array) -> Callable[[], Any]:
+    """Return a step of gradient descent that also makes a new key; params, state and key go round."""
+
+    def keyed_loss(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        state, key = state
+        key, dropout_key = jax.random.split(key)
+        value, state = loss(params, state, x, dropout_key)
+        return value, (state, key)
+
+    params, state = carry
+    return training(keyed_loss, (params, (state, jax.random.key(1))), x)
+
+
+def hand_encoder() -> Callable[[], Any]:
+    """Return a step of pre-norm encoder blocks with dropout as scripts write it, for a batch."""
+    initializer = jax.nn.initializers.glorot_uniform()
+
+    def dense_layer(rng: jax.Array, inputs: int, outputs: int) -> Any:
+        return initializer(rng, (inputs, outputs)), jnp.zeros(outputs)
+
+    def block_params(rng: jax.Array) -> Any:
+        keys = jax.random.split(rng, 6)
+        norm = jnp.ones(FEATURES), jnp.zeros(FEATURES)
+        attention = [dense_layer(key, FEATURES, FEATURES) for key in keys[:4]]
+        mlp = (
+            dense_layer(keys[4], FEATURES, 4 * FEATURES),
+            dense_layer(keys[5], 4 * FEATURES, FEATURES),
+        )
+        return norm, attention, norm, mlp
+
+    def layer_norm(params: Any, x: jax.Array) -> jax.Array:
+        scale, bias = params
+        mean = x.mean(-1, keepdims=True)
+        variance = jnp.square(x - mean).mean(-1, keepdims=True)
+        y: jax.Array = (x - mean) / jnp.sqrt(variance + 1e-5) * scale + bias
+        return y
+
+    def dense_of(params: Any, x: jax.Array) -> jax.Array:
+        kernel, bias = params
+        y: jax.Array = x @ kernel + bias
+        return y
+
+    def attention_of(params: Any, x: jax.Array) -> jax.Array:
+        q, k, v = (
+            dense_of(p, x).reshape(BATCH, LENGTH, HEADS, FEATURES // HEADS) for p in params[:3]
+        )
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(FEATURES // HEADS)
+        y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
+        return dense_of(params[3], y.reshape(BATCH, LENGTH, FEATURES))
+
+    def dropout(x: jax.Array, rng: jax.Array) -> jax.Array:
+        mask = jax.random.bernoulli(rng, 1 - RATE, x.shape)
+        return jnp.where(mask, x / (1 - RATE), 0)
+
+    def loss(params: Any, state: Any, x: jax.Array, rng: jax.Array) -> tuple[jax.Array, Any]:
+        for (norm1, attention, norm2, (up, down)), key in zip(
+            params, jax.random.split(rng, BLOCKS), strict=True
+        ):
+            key1, key2 = jax.random.split(key)
+            x = x + dropout(attention_of(attention, layer_norm(norm1, x)), key1)
+            y = dense_of(down, jax.nn.gelu(dense_of(up, layer_norm(norm2, x))))
+            x = x + dropout(y, key2)
+        return jnp.mean(jnp.square(x)), state
+
+    params = [block_params(key) for key in jax.random.split(jax.random.key(0), BLOCKS)]
+    return keyed_training(loss, (params, ()), jnp.ones((BATCH, LENGTH, FEATURES)))
+
+
+def attend(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+    """Return the values by attention, head by head; all are (length, features)."""
+    q, k, v = (x.reshape(LENGTH, HEADS, FEATURES // HEADS) for x in qkv)
+
+    def head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        logits = mlax.functional.dot_product_attention_logits(q, k)
+        return mlax.functional.apply_attention_weights(jax.nn.softmax(logits), v)
+
+    y: jax.Array = jax.vmap(head, 1, 1)(q, k, v)
+    return y.reshape(LENGTH, FEATURES)
+
+
+def mlax_encoder() -> Callable[[], Any]:
+    """Return the same step as an expression."""
+    attention = mlax.series(
+        mlax.branch(mlax.dense(FEATURES), mlax.dense(FEATURES), mlax.dense(FEATURES)),
+        mlax.f(attend),
+        mlax.dense(FEATURES),
+    )
+    mlp = mlax.series(mlax.dense(4 * FEATURES), mlax.f(jax.nn.gelu), mlax.dense(FEATURES))
+    blocks = [
+        mlax.residual(mlax.series(mlax.layer_norm(), sublayer, mlax.dropout(RATE, (0, 1))))
+        for _ in range(BLOCKS)
+        for sublayer in (attention, mlp)
+    ]
+    layer = mlax.batched(mlax.series(*blocks))
+    x = jnp.ones((BATCH, LENGTH, FEATURES))
+
+    def loss(params: Any, state: Any, x: jax.Array, rng: jax.Array) -> tuple[jax.Array, Any]:
+        y, state = layer.apply(params, state, x, rng)
+        return jnp.mean(jnp.square(y)), state
+
+    return keyed_training(loss, layer.init(jax.random.key(0), x), x)
+
+
+def mlax_shell(count: int, width: int) -> Callable[[], Any]:
+    """Return a step of a stack of dense layers with relu through `mlax.nn`, modules in and out."""
+    model = nn.Series(
+        layer
+        for key in jax.random.split(jax.random.key(0), count)
+        for layer in (nn.Linear(key, width), nn.Bias(key, -1), nn.F(jax.nn.relu))
+    )
+    x = jnp.ones((8, width))
+    _, model = model(x[0], None)
+
+    def loss(params: Any, rest: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        y, module = jax.vmap(
+            params.combine(rest).__call__,
+            (0, None, None, None),
+            (0, None),
+            axis_name="batch",
+        )(x, None, False, "batch")
+        return jnp.mean(jnp.square(y)), module
+
+    @jax.jit
+    def step(module: nn.Series, x: jax.Array) -> nn.Series:
+        params, rest = module.partition()
+        grads, module = jax.grad(loss, has_aux=True)(params, rest, x)
+        trained: nn.Series = jax.tree.map(lambda p, g: p - 0.01 * g, params, grads)
+        return trained.combine(module.filter(inverse=True))
+
+    held = [step(model, x)]
+
+    def run() -> Any:
+        held[0] = step(held[0], x)
+        return held[0]
+
+    return run
+
+
 def traced(make_loss: Callable[[], tuple[Callable[..., Any], Any, Any]]) -> Callable[[], Any]:
     """Return what traces the gradient of a loss anew."""
     loss, carry, x = make_loss()
@@ -219,6 +362,11 @@ CASES |= {
     ),
     "tracing 300": (lambda: traced(hand_deep), lambda: traced(mlax_deep)),
     "lstm": (hand_lstm, mlax_lstm),
+    "encoder": (hand_encoder, mlax_encoder),
+    "shell 100, dispatch": (
+        lambda: hand_stack(100, 8, False),
+        lambda: mlax_shell(100, 8),
+    ),
 }
 
 
@@ -244,7 +392,9 @@ def main() -> None:
         times = [[seconds(run, calls) for run in runs] for _ in range(args.rounds)]
         medians = [statistics.median(column) for column in zip(*times, strict=True)]
         ratio = statistics.median(ours / hand for hand, ours in times)
-        print(f"{name}: hand {medians[0] * 1e6:.0f}, mlax {medians[1] * 1e6:.0f}, ratio {ratio:.3f}")
+        print(
+            f"{name}: hand {medians[0] * 1e6:.0f}, mlax {medians[1] * 1e6:.0f}, ratio {ratio:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -27,9 +27,7 @@ def one_pair() -> None:
     assert_type(state.config.transposed_kernel, bool)
     y, state = mlax.linear.apply(params, state, x, inference_mode=True)
     assert_type(y, Array)
-    assert_type(
-        mlax.linear(3), Layer[LinearParams, State[tuple[()], LinearConfig], Array, Array]
-    )
+    assert_type(mlax.linear(3), Layer[LinearParams, State[tuple[()], LinearConfig], Array, Array])
 
     params.kernal  # type: ignore[attr-defined]
     mlax.linear.apply(state, params, x)  # type: ignore[arg-type]
@@ -115,6 +113,20 @@ def more_layers() -> None:
     assert_type(params, Any)
     declared: Layer[Any, Any, Array, Array] = nine
     declared.init(key, x)
+
+
+def block(width: int) -> Layer[Any, Any, Array, Array]:
+    return mlax.residual(mlax.series(mlax.linear(width), mlax.f(jax.nn.relu)))
+
+
+def lists_of_layers_that_hold_an_any() -> Layer[Any, Any, Array, Array]:
+    blocks = [block(width) for width in (1, 2)]
+    mlax.batched(mlax.series(*blocks))
+    mlax.batched(mlax.parallel(*blocks))
+    mlax.batched(mlax.branch(*blocks))
+    mlax.batched(mlax.series(mlax.dense(3), *blocks, mlax.linear(3)))
+    mlax.repeat(mlax.series(*[mlax.residual(mlax.dense(3)) for _ in blocks]), 3)
+    return mlax.series(*blocks)
 
 
 def nested() -> None:

@@ -78,7 +78,9 @@ params[2]{error}
 def test_a_project_that_imports_mlax(tmp_path: Path, error: str) -> None:
     """Without our mypy.ini: an index too many is an error, and the only one."""
     (tmp_path / "consumer.py").write_text(CONSUMER.replace("{error}", error))
-    done = run("mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache"), "consumer.py", cwd=tmp_path)
+    done = run(
+        "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache"), "consumer.py", cwd=tmp_path
+    )
     errors = [line for line in done.stdout.splitlines() if ": error: " in line]
     if error:
         assert not errors, done.stdout

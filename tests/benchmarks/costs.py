@@ -2,12 +2,14 @@
 
     python tests/benchmarks/costs.py [NAME ...]
 
-Rounds of the contenders are interleaved; the figures are medians over the rounds, in
-microseconds a step (seconds for tracing), and the median of the ratios round by round.
+Rounds of the contenders are interleaved in changing order, and each step is waited for. A line
+has the medians of a step, from the call until the result is there, and two ratios to the step
+by hand: of the step, and of the call alone, which returns before the result is there.
 """
 
 import argparse
 import functools
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +20,9 @@ import jax.numpy as jnp
 
 import mlax
 from mlax import nn
+
+LEARNING_RATE = 1e-8
+"""So small that thousands of steps leave the numbers as they are: denormal ones are slow."""
 
 Make = Callable[[], Callable[[], Any]]
 """Makes what is timed: a call of it is one step."""
@@ -30,7 +35,7 @@ def training(loss: Callable[..., Any], carry: Any, *inputs: Any) -> Callable[[],
     def step(carry: Any, *inputs: Any) -> Any:
         params, state = carry
         grads, state = jax.grad(loss, has_aux=True)(params, state, *inputs)
-        return jax.tree.map(lambda p, g: p - 0.01 * g, params, grads), state
+        return jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads), state
 
     held = [step(carry, *inputs)]
 
@@ -289,7 +294,7 @@ def mlax_shell(count: int, width: int) -> Callable[[], Any]:
     def step(module: nn.Series, x: jax.Array) -> nn.Series:
         params, rest = module.partition()
         grads, module = jax.grad(loss, has_aux=True)(params, rest, x)
-        trained: nn.Series = jax.tree.map(lambda p, g: p - 0.01 * g, params, grads)
+        trained: nn.Series = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads)
         return trained.combine(module.filter(inverse=True))
 
     held = [step(model, x)]
@@ -348,8 +353,12 @@ for n in (10, 100):
                 functools.partial(mlax_stack, n, 8, residual=residual, named=named),
             )
 CASES |= {
-    "repeat 100, dispatch, to unrolled": (
+    "repeat 100 to unrolled": (
         lambda: hand_unrolled(100, 8, 8),
+        lambda: mlax_repeat(100, 8, 8),
+    ),
+    "repeat 100 to scan": (
+        lambda: hand_scan(100, 8, 8),
         lambda: mlax_repeat(100, 8, 8),
     ),
     "repeat 100, full size, to unrolled": (
@@ -363,37 +372,47 @@ CASES |= {
     "tracing 300": (lambda: traced(hand_deep), lambda: traced(mlax_deep)),
     "lstm": (hand_lstm, mlax_lstm),
     "encoder": (hand_encoder, mlax_encoder),
-    "shell 100, dispatch": (
+    "shell 100": (
         lambda: hand_stack(100, 8, False),
         lambda: mlax_shell(100, 8),
     ),
 }
 
 
-def seconds(run: Callable[[], Any], calls: int) -> float:
-    """Return the time of one call, over `calls` of them in a row."""
-    start = time.perf_counter()
-    for _ in range(calls - 1):
-        run()
-    jax.block_until_ready(run())
-    return (time.perf_counter() - start) / calls
+def rounds(runs: list[Callable[[], Any]], duration: float) -> list[tuple[float, float]]:
+    """Return the medians of the times (call, step) of each contender."""
+    times: list[list[tuple[float, float]]] = [[] for _ in runs]
+    order = list(range(len(runs)))
+    end = time.perf_counter() + duration
+    while time.perf_counter() < end or len(times[0]) < 10:
+        random.shuffle(order)
+        for i in order:
+            start = time.perf_counter()
+            result = runs[i]()
+            returned = time.perf_counter()
+            jax.block_until_ready(result)
+            times[i].append((returned - start, time.perf_counter() - start))
+    return [
+        (statistics.median(call for call, _ in each), statistics.median(step for _, step in each))
+        for each in times
+    ]
 
 
 def main() -> None:
     """Print a line for each case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help=f"any of {list(CASES)}; default all")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=10.0, help="time for each case")
     args = parser.parse_args()
     for name in args.names or CASES:
         runs = [make() for make in CASES[name]]
-        once = max(seconds(run, 2) for run in runs)
-        calls = max(1, min(50, int(0.05 / once)))
-        times = [[seconds(run, calls) for run in runs] for _ in range(args.rounds)]
-        medians = [statistics.median(column) for column in zip(*times, strict=True)]
-        ratio = statistics.median(ours / hand for hand, ours in times)
+        for run in runs:
+            jax.block_until_ready(run())
+        (hand_call, hand_step), (call, step) = rounds(runs, args.seconds)
         print(
-            f"{name}: hand {medians[0] * 1e6:.0f}, mlax {medians[1] * 1e6:.0f}, ratio {ratio:.3f}"
+            f"{name}: hand {hand_step * 1e6:.0f} us, mlax {step * 1e6:.0f} us, "
+            f"ratio {step / hand_step:.3f}, of the call {call / hand_call:.3f}",
+            flush=True,
         )
 
 

@@ -393,8 +393,9 @@ def along_features(
             f"{owner}: expected x to fit parameters of shape {parameter.shape} "
             f"(in_features {kinds}), got shape {x.shape}"
         )
+    parameter = parameter.astype(x.dtype)
     without = tuple(axis for axis, kind in enumerate(kinds) if not kind)
-    return jnp.expand_dims(parameter.astype(x.dtype), without)
+    return jnp.expand_dims(parameter, without) if without else parameter
 
 
 def optional_dtype(dtype: DTypeLike | None) -> DTypeLike | None:

@@ -54,10 +54,10 @@ def apply(
             f"has, got shape {x.shape}"
         )
     arguments.require_castable("linear", x, params.kernel.dtype)
-    y = lax.dot_general(
+    kernel = params.kernel.astype(x.dtype)
+    y = jnp.matmul(
         x,
-        params.kernel.astype(x.dtype),
-        (((x.ndim - 1,), (contracted,)), ((), ())),
+        kernel.T if state.config.transposed_kernel else kernel,
         precision=state.config.precision,
         preferred_element_type=state.config.accum_dtype,
     )

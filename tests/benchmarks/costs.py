@@ -136,7 +136,7 @@ def hand_lstm() -> Callable[[], Any]:
         for i in range(4)
     ]
 
-    def loss(params: Any, state: Any, xs: jax.Array) -> tuple[jax.Array, Any]:
+    def loss(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
         def step(carry: Any, x: jax.Array) -> Any:
             h, c = carry
             i, f, g, o = (x @ w + h @ u + b for w, u, b in params)
@@ -145,9 +145,10 @@ def hand_lstm() -> Callable[[], Any]:
             return (h, c), h
 
         zeros = jnp.zeros((batch, features))
-        return jnp.mean(jnp.square(jax.lax.scan(step, (zeros, zeros), xs)[1])), state
+        _, ys = jax.lax.scan(step, (zeros, zeros), jnp.swapaxes(x, 0, 1))
+        return jnp.mean(jnp.square(jnp.swapaxes(ys, 0, 1))), state
 
-    return training(loss, (gates, ()), jnp.ones((time_steps, batch, features)))
+    return training(loss, (gates, ()), jnp.ones((batch, time_steps, features)))
 
 
 def mlax_lstm() -> Callable[[], Any]:

@@ -135,7 +135,10 @@ class Module:
         """Register the subclass as a pytree with keys."""
         super().__init_subclass__(**kwargs)
         jax.tree_util.register_pytree_with_keys(
-            cls, _flatten_module_with_keys, functools.partial(_unflatten, cls), _flatten_module
+            cls,
+            _flatten_module_with_keys,
+            functools.partial(_unflatten_module, cls),
+            _flatten_module,
         )
 
     def setup(self, x: Any) -> None:
@@ -325,7 +328,8 @@ class _Structure:
 
     def instance_attributes(self, children: Iterable[Any]) -> dict[str, Any]:
         attributes = _copied(self.attributes) if self.mutable else self.attributes.copy()
-        attributes.update(zip(self.names, children, strict=True))
+        if self.names:
+            attributes.update(zip(self.names, children, strict=True))
         return attributes
 
     def __eq__(self, other: object) -> bool:
@@ -399,18 +403,19 @@ def _flatten_module_with_keys(
     return zip(map(GetAttrKey, structure.names), children, strict=True), structure
 
 
-def _unflatten(cls: type[Any], structure: _Structure, children: Iterable[Any]) -> Any:
-    instance = object.__new__(cls)
-    instance.__dict__.update(structure.instance_attributes(children))
-    if issubclass(cls, Module):
-        cached = None if structure.mutable else structure
-        object.__setattr__(instance, "_structure", cached)
-    return instance
+def _unflatten_parameter(structure: _Structure, children: Iterable[Any]) -> Parameter:
+    parameter = object.__new__(Parameter)
+    parameter.__dict__ = structure.instance_attributes(children)
+    return parameter
+
+
+def _unflatten_module(cls: type[M], structure: _Structure, children: Iterable[Any]) -> M:
+    module = object.__new__(cls)
+    object.__setattr__(module, "__dict__", structure.instance_attributes(children))
+    object.__setattr__(module, "_structure", None if structure.mutable else structure)
+    return module
 
 
 jax.tree_util.register_pytree_with_keys(
-    Parameter,
-    _flatten_parameter_with_keys,
-    functools.partial(_unflatten, Parameter),
-    _flatten_parameter,
+    Parameter, _flatten_parameter_with_keys, _unflatten_parameter, _flatten_parameter
 )

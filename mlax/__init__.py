@@ -1,13 +1,9 @@
 """mlax: neural-network layers as pairs of pure functions, on JAX."""
 
-from mlax import functional, nn, typed
-from mlax.blocks.bidirectional import bidirectional
-from mlax.blocks.cells import gru_cell, lstm_cell, rnn_cell
-from mlax.blocks.conv import conv_transpose, depthwise_conv, separable_conv
-from mlax.blocks.dense import dense
-from mlax.blocks.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
-from mlax.blocks.pooling import adaptive_avg_pool, flatten, global_avg_pool
-from mlax.blocks.stochastic_depth import stochastic_depth
+import importlib
+from typing import TYPE_CHECKING
+
+from mlax import functional, typed
 from mlax.bridge import as_layer, as_module
 from mlax.combinators.batched import batched
 from mlax.combinators.branch import branch
@@ -41,6 +37,43 @@ from mlax.module import (
 )
 from mlax.pair import Apply, AxisName, Init, Key, Layer, Pair, State, layer, needs_rng
 from mlax.tree import combine, count, map_with_path, mask, nbytes, partition, paths
+
+if TYPE_CHECKING:
+    from mlax import nn
+    from mlax.blocks.bidirectional import bidirectional
+    from mlax.blocks.cells import gru_cell, lstm_cell, rnn_cell
+    from mlax.blocks.conv import conv_transpose, depthwise_conv, separable_conv
+    from mlax.blocks.dense import dense
+    from mlax.blocks.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+    from mlax.blocks.pooling import adaptive_avg_pool, flatten, global_avg_pool
+    from mlax.blocks.stochastic_depth import stochastic_depth
+else:
+    # What `import mlax` leaves to the first use: it would take a third of the time.
+    _LATER = {
+        "bidirectional": ("bidirectional",),
+        "cells": ("gru_cell", "lstm_cell", "rnn_cell"),
+        "conv": ("conv_transpose", "depthwise_conv", "separable_conv"),
+        "dense": ("dense",),
+        "norms": ("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"),
+        "pooling": ("adaptive_avg_pool", "flatten", "global_avg_pool"),
+        "stochastic_depth": ("stochastic_depth",),
+    }
+
+    def __getattr__(name):
+        """Return `nn` or a block."""
+        if name == "nn":
+            return importlib.import_module("mlax.nn")
+        for module, names in _LATER.items():
+            if name in names:
+                value = getattr(importlib.import_module(f"mlax.blocks.{module}"), name)
+                globals()[name] = value
+                return value
+        raise AttributeError(f"module 'mlax' has no attribute {name!r}")
+
+    def __dir__():
+        """Return all names, also of what is not imported yet."""
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "Apply",

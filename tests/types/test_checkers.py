@@ -6,6 +6,7 @@ reads them with the other tests, pyright reads them here.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,22 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_pyright_is_clean() -> None:
     done = run("pyright", "mlax", "tests/types", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["composition.py", "shell.py", "transformations.py"])
+def test_lines_that_must_be_errors_are_errors_for_pyright(name: str, tmp_path: Path) -> None:
+    """As for mypy, whose `warn_unused_ignores` sees to it: here the comments hide nothing."""
+    case = shutil.copy(ROOT / "tests" / "types" / name, tmp_path)
+    options = {"enableTypeIgnoreComments": False, "extraPaths": [str(ROOT)]}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(options))
+    report = json.loads(run("pyright", "--outputjson", cwd=tmp_path).stdout)
+    errors = {
+        diagnostic["range"]["start"]["line"]
+        for diagnostic in report["generalDiagnostics"]
+        if diagnostic["severity"] == "error"
+    }
+    lines = Path(case).read_text().splitlines()
+    assert errors == {i for i, line in enumerate(lines) if "# type: ignore" in line}
 
 
 def test_every_public_symbol_has_a_known_type(tmp_path: Path) -> None:

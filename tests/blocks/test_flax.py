@@ -1,4 +1,4 @@
-"""The blocks against flax.linen with the same weights, gradients included, where it is installed."""
+"""The blocks against flax.linen with the same weights, gradients included."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 import mlax
 from tests.blocks.oracle import KEY, assert_close, assert_layer_equals, normal
 
-linen: Any = pytest.importorskip("flax.linen")  # Any: flax is not among the test packages
+linen: Any = pytest.importorskip("flax.linen")  # Any: flax is not typed
 
 X, IMAGE, H, C = normal(4, 6), normal(5, 5, 6), normal(4, 5, seed=3), normal(4, 5, seed=4)
 

@@ -405,7 +405,11 @@ def _flatten_module_with_keys(
 
 def _unflatten_parameter(structure: _Structure, children: Iterable[Any]) -> Parameter:
     parameter = object.__new__(Parameter)
-    parameter.__dict__ = structure.instance_attributes(children)
+    if structure.mutable or len(structure.attributes) > 2:
+        parameter.__dict__ = structure.instance_attributes(children)
+    else:
+        parameter.trainable = structure.attributes["trainable"]
+        (parameter.data,) = children
     return parameter
 
 

@@ -63,7 +63,7 @@ def dense_params(count: int, width: int) -> list[tuple[jax.Array, jax.Array]]:
     return [(initializer(key, (width, width)), jnp.zeros(width)) for key in keys]
 
 
-def hand_stack(count: int, width: int, residual: bool) -> Callable[[], Any]:
+def hand_stack(count: int, width: int, batch: int, residual: bool) -> Callable[[], Any]:
     """Return a step of a stack of dense layers with relu, a loop over a list."""
 
     def loss(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
@@ -72,7 +72,7 @@ def hand_stack(count: int, width: int, residual: bool) -> Callable[[], Any]:
             x = x + y if residual else y
         return jnp.mean(jnp.square(x)), state
 
-    return training(loss, (dense_params(count, width), ()), jnp.ones((8, width)))
+    return training(loss, (dense_params(count, width), ()), jnp.ones((batch, width)))
 
 
 def block(width: int) -> mlax.Layer[Any, Any, Any, Any]:
@@ -109,17 +109,6 @@ def mlax_repeat(count: int, width: int, batch: int) -> Callable[[], Any]:
     """Return the same step through `repeat`."""
     model = mlax.repeat(mlax.residual(block(width)), count)
     return mlax_training(mlax.batched(model), jnp.ones((batch, width)))
-
-
-def hand_unrolled(count: int, width: int, batch: int) -> Callable[[], Any]:
-    """Return a step of the residual stack written out."""
-
-    def loss(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-        for kernel, bias in params:
-            x = x + jax.nn.relu(x @ kernel + bias)
-        return jnp.mean(jnp.square(x)), state
-
-    return training(loss, (dense_params(count, width), ()), jnp.ones((batch, width)))
 
 
 def hand_lstm() -> Callable[[], Any]:
@@ -350,12 +339,12 @@ for n in (10, 100):
         for named in (False, True):
             kind = f"{'residual' if residual else 'series'}{' named' if named else ''}"
             CASES[f"{kind} {n}"] = (
-                functools.partial(hand_stack, n, 8, residual),
+                functools.partial(hand_stack, n, 8, 8, residual),
                 functools.partial(mlax_stack, n, 8, residual=residual, named=named),
             )
 CASES |= {
     "repeat 100 to unrolled": (
-        lambda: hand_unrolled(100, 8, 8),
+        lambda: hand_stack(100, 8, 8, True),
         lambda: mlax_repeat(100, 8, 8),
     ),
     "repeat 100 to scan": (
@@ -363,7 +352,7 @@ CASES |= {
         lambda: mlax_repeat(100, 8, 8),
     ),
     "repeat 100, full size, to unrolled": (
-        lambda: hand_unrolled(100, 256, 128),
+        lambda: hand_stack(100, 256, 128, True),
         lambda: mlax_repeat(100, 256, 128),
     ),
     "repeat 100, full size, to scan": (
@@ -374,7 +363,7 @@ CASES |= {
     "lstm": (hand_lstm, mlax_lstm),
     "encoder": (hand_encoder, mlax_encoder),
     "shell 100": (
-        lambda: hand_stack(100, 8, False),
+        lambda: hand_stack(100, 8, 8, False),
         lambda: mlax_shell(100, 8),
     ),
 }

@@ -252,13 +252,13 @@ def _require_type(kind: str, name: str, value: Any, wanted: type | None) -> None
         raise TypeError(arguments.message(kind, name, f"a {wanted.__name__}", got, ANOTHER_MODEL))
 
 
-def require_equal_shapes(owner: str, wanted: Any, got: Any, what: str) -> None:
+def require_equal_shapes(owner: str, wanted: Any, got: Any, what: str, way_out: str = "") -> None:
     """Require two results with equal structure, shapes and dtypes."""
     pairs = zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=False)
     same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
     if jax.tree.structure(wanted) != jax.tree.structure(got) or not same:
         spelled = [jax.tree.map(_spelled, shape) for shape in (wanted, got)]
-        raise ValueError(arguments.message(owner, what, spelled[0], spelled[1]))
+        raise ValueError(arguments.message(owner, what, spelled[0], spelled[1], way_out))
 
 
 def _spelled(shape: jax.ShapeDtypeStruct) -> str:

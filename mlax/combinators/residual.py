@@ -62,7 +62,7 @@ def apply(
         outputs.append(y)
         variables.append(v)
     around = x if len(outputs) == 1 else outputs[1]
-    require_equal_shapes("residual", shapes(around), shapes(outputs[0]), "the output of the layer")
+    _require_like(shapes(around), shapes(outputs[0]))
     y = jax.tree.map(jax.numpy.add, around, outputs[0])
     return y, joined_state(state.config, variables)
 
@@ -109,5 +109,10 @@ def residual(
     ]
     outputs = [output_shape("residual", child, p, v, x, rng) for p, v, child in children]
     around = x if shortcut is None else outputs[1]
-    require_equal_shapes("residual", around, outputs[0], "the output of the layer")
+    _require_like(around, outputs[0])
     return collected(children)
+
+
+def _require_like(around: Any, output: Any) -> None:
+    way_out = "give residual(layer, shortcut) a shortcut whose output is like that of the layer"
+    require_equal_shapes("residual", around, output, "the output of the layer", way_out)

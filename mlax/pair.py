@@ -73,19 +73,23 @@ class State(Generic[V_co, C_co]):
         return dataclasses.replace(self, variables=copy.deepcopy(self.variables, memo))
 
 
-def _flatten_state(state: State[V, C]) -> tuple[tuple[V], C]:
-    return (state.variables,), state.config
+# A tuple around the config, as jax compares what stands here with `!=`, which a config that is a
+# named tuple with an `__eq__` of its own inherits from `tuple`.
+def _flatten_state(state: State[V, C]) -> tuple[tuple[V], tuple[C]]:
+    return (state.variables,), (state.config,)
 
 
-def _flatten_state_with_keys(state: State[V, C]) -> tuple[tuple[tuple[Hashable, V]], C]:
-    return ((GetAttrKey("variables"), state.variables),), state.config
+def _flatten_state_with_keys(
+    state: State[V, C],
+) -> tuple[tuple[tuple[Hashable, V]], tuple[C]]:
+    return ((GetAttrKey("variables"), state.variables),), (state.config,)
 
 
-def _unflatten_state(config: C, children: Iterable[V]) -> State[V, C]:
+def _unflatten_state(config: tuple[C], children: Iterable[V]) -> State[V, C]:
     state: State[V, C] = object.__new__(State)
     (variables,) = children
     object.__setattr__(state, "variables", variables)
-    object.__setattr__(state, "config", config)
+    object.__setattr__(state, "config", config[0])
     return state
 
 

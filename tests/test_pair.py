@@ -183,6 +183,25 @@ def test_state_is_a_pytree_of_its_variables_with_a_static_config() -> None:
         state.config = ()  # type: ignore[misc, assignment]  # the error is what is tested
 
 
+class Loose(NamedTuple):
+    """A config that is equal to every other of its type, by `==` alone."""
+
+    note: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Loose)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def test_configs_are_compared_with_their_own_equality() -> None:
+    one, other = jax.tree.structure((State((), Loose("one")), State((), Loose("other")))).children()
+    assert one == other
+    assert not one != other
+    assert hash(one) == hash(other)
+
+
 def test_jit_takes_config_as_static_and_does_not_trace_again() -> None:
     traces: list[int] = []
 

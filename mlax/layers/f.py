@@ -41,6 +41,10 @@ class FConfig(NamedTuple):
         """Return whether the functions are equal; partials are if their parts are."""
         return isinstance(other, FConfig) and equal(tuple(self), tuple(other))
 
+    def __ne__(self, other: object) -> bool:
+        """Return whether they are not equal. A tuple has an answer of its own."""
+        return not self == other
+
     def __hash__(self) -> int:
         """Return the hash of the functions, without what partials hold."""
         return hash(tuple(getattr(function, "func", function) for function in self))

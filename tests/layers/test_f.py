@@ -1,5 +1,6 @@
 """Tests of `mlax.f` and `mlax.f_rng`."""
 
+import functools
 from typing import Any
 
 import jax
@@ -58,6 +59,18 @@ def test_a_mean_over_the_batch() -> None:
 def test_builtins_without_a_signature() -> None:
     params, state = mlax.f.init(KEY, X, max)
     assert mlax.f.apply(params, state, X)[0] == 2
+
+
+def test_equal_partials_make_equal_configs() -> None:
+    one, same, other = (
+        mlax.f.init(KEY, X, functools.partial(jax.nn.leaky_relu, negative_slope=slope))[1].config
+        for slope in (0.1, 0.1, 0.2)
+    )
+    assert one == same
+    assert not one != same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert not one == other
 
 
 def test_f_rng_gets_the_key_as_it_is() -> None:

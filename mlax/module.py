@@ -43,6 +43,8 @@ class Parameter:
         data: a pytree; None where it was filtered out or not set up yet.
     """
 
+    __slots__ = ("__dict__", "__weakref__", "data", "trainable")
+
     trainable: bool | None
     data: Any
     """Any pytree: what it holds is known to the module that sets it."""
@@ -51,6 +53,15 @@ class Parameter:
         """Hold `data`."""
         self.trainable = trainable
         self.data = data
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return every attribute."""
+        return {"trainable": self.trainable, "data": self.data, **self.__dict__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Set every attribute."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def __repr__(self) -> str:
         """Return the class name and every attribute."""
@@ -303,9 +314,9 @@ def _misfit(module: Module, path: KeyPath, got: str) -> str:
     return f"{type(module).__name__}.combine: expected {where} in the other module too, got {got}"
 
 
-def _repr(instance: object) -> str:
-    attributes = ", ".join(f"{name}={value!r}" for name, value in vars(instance).items())
-    return f"{type(instance).__name__}({attributes})"
+def _repr(node: Parameter | Module) -> str:
+    attributes = ", ".join(f"{name}={value!r}" for name, value in node.__getstate__().items())
+    return f"{type(node).__name__}({attributes})"
 
 
 class _Structure:
@@ -325,12 +336,6 @@ class _Structure:
         self.names = names
         self.mutable = any(map(_is_mutable, static.values()))
         self.attributes = _copied(static) if self.mutable else static
-
-    def instance_attributes(self, children: Iterable[Any]) -> dict[str, Any]:
-        attributes = _copied(self.attributes) if self.mutable else self.attributes.copy()
-        if self.names:
-            attributes.update(zip(self.names, children, strict=True))
-        return attributes
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
@@ -372,10 +377,9 @@ _PLAIN = {t: _Structure({"trainable": t, "data": None}, ("data",)) for t in (Tru
 
 
 def _flatten_parameter(parameter: Parameter) -> tuple[tuple[Any], _Structure]:
-    attributes = vars(parameter)
-    if len(attributes) == 2:
-        return (parameter.data,), _PLAIN[parameter.trainable]
-    return (parameter.data,), _Structure(attributes, ("data",))
+    if parameter.__dict__:
+        return (parameter.data,), _Structure(parameter.__getstate__(), ("data",))
+    return (parameter.data,), _PLAIN[parameter.trainable]
 
 
 def _flatten_parameter_with_keys(
@@ -385,7 +389,7 @@ def _flatten_parameter_with_keys(
     return ((GetAttrKey("data"), *children),), structure
 
 
-def _flatten_module(module: Module) -> tuple[Iterable[Any], _Structure]:
+def _flatten_module(module: Module) -> tuple[list[Any], _Structure]:
     structure = module._structure
     attributes = module.__dict__
     if structure is None:
@@ -393,7 +397,10 @@ def _flatten_module(module: Module) -> tuple[Iterable[Any], _Structure]:
         structure = _Structure(attributes, names)
         if not structure.mutable:
             object.__setattr__(module, "_structure", structure)
-    return [attributes[name] for name in structure.names], structure
+    children = []
+    for name in structure.names:  # a comprehension would be one more call for every module
+        children.append(attributes[name])
+    return children, structure
 
 
 def _flatten_module_with_keys(
@@ -405,17 +412,21 @@ def _flatten_module_with_keys(
 
 def _unflatten_parameter(structure: _Structure, children: Iterable[Any]) -> Parameter:
     parameter = object.__new__(Parameter)
-    if structure.mutable or len(structure.attributes) > 2:
-        parameter.__dict__ = structure.instance_attributes(children)
+    if len(structure.attributes) > 2:
+        parameter.__setstate__(_copied(structure.attributes))
     else:
         parameter.trainable = structure.attributes["trainable"]
-        (parameter.data,) = children
+    (parameter.data,) = children
     return parameter
 
 
 def _unflatten_module(cls: type[M], structure: _Structure, children: Iterable[Any]) -> M:
     module = object.__new__(cls)
-    object.__setattr__(module, "__dict__", structure.instance_attributes(children))
+    static = structure.attributes
+    attributes = _copied(static) if structure.mutable else static.copy()
+    for name, child in zip(structure.names, children, strict=False):
+        attributes[name] = child
+    object.__setattr__(module, "__dict__", attributes)
     object.__setattr__(module, "_structure", None if structure.mutable else structure)
     return module
 

@@ -104,7 +104,8 @@ def switch(
     if index.shape or not jnp.issubdtype(index.dtype, jnp.integer):
         got = f"{index.dtype.name}{list(index.shape)}"
         what = "the result of index_fn"
-        raise TypeError(arguments.message("switch", what, "an integer scalar", got))
+        way_out = "the place of a layer, as of jnp.argmax or x.astype(int)"
+        raise TypeError(arguments.message("switch", what, "an integer scalar", got, way_out))
     keys = init_keys(rng, len(layers))
     children = [
         init_child("switch", i, child, key, x)

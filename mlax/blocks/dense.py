@@ -1,47 +1,76 @@
 """Dense layer: y = x @ kernel + bias, over the last axis of x.
 
     x       (..., in_features)
-    kernel  (in_features, features), as params["linear"].kernel
-    bias    (features,), as params["bias"].bias
+    kernel  (in_features, features)
+    bias    (features,)
     y       (..., features)
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mlax import arguments
-from mlax.combinators.composed import composed
-from mlax.combinators.series import series
-from mlax.initializers import Initializer, glorot_uniform
-from mlax.layers.bias import bias
-from mlax.layers.linear import linear
-from mlax.pair import Layer
+from mlax.arguments import Shaped
+from mlax.initializers import Initializer, glorot_uniform, initialize
+from mlax.layers.linear import matmul
+from mlax.pair import AxisName, Key, State, layer
 
 
-@composed(
+class DenseParams(NamedTuple):
+    """Parameters of `dense`."""
+
+    kernel: jax.Array
+    """(in_features, features)"""
+    bias: jax.Array | None
+    """(features,), or None where there is none."""
+
+
+def apply(
+    params: DenseParams,
+    state: State[tuple[()], tuple[()]],
+    x: jax.Array,
+    rng: Key | None = None,
+    inference_mode: bool = False,
+    batch_axis_name: AxisName = (),
+) -> tuple[jax.Array, State[tuple[()], tuple[()]]]:
+    """Return x @ kernel + bias: see `mlax.Apply` and `mlax.dense`."""
+    y = matmul("dense", x, params.kernel)
+    if params.bias is None:
+        return y, state
+    if params.bias.shape != y.shape[-1:]:
+        raise ValueError(
+            f"dense: expected bias to be of shape {y.shape[-1:]}, as the kernel has "
+            f"{y.shape[-1]} features, got shape {params.bias.shape}"
+        )
+    return y + params.bias.astype(y.dtype), state
+
+
+@layer(
+    apply,
     checks={
         "features": arguments.check_size,
+        "use_bias": arguments.check_bool,
         "kernel_initializer": arguments.check_callable,
         "bias_initializer": arguments.check_callable,
         "dtype": arguments.check_dtype,
-    }
+    },
 )
 def dense(
-    x: jax.Array | jax.ShapeDtypeStruct,
+    rng: Key,
+    x: Shaped,
     features: int,
     use_bias: bool = True,
     kernel_initializer: Initializer = glorot_uniform,
     bias_initializer: Initializer = jax.nn.initializers.zeros,
     dtype: DTypeLike = jnp.float32,
-) -> Layer[Any, Any, Any, Any]:
+) -> tuple[DenseParams, State[tuple[()], tuple[()]]]:
     """Linear transformation of the last axis with a bias: y = x @ kernel + bias.
 
-    (..., in_features) -> (..., features), any number of leading axes. The layer is
-    series(linear=linear(features), bias=bias(...)), and so its params are a dict, and x keeps
-    the number of axes that it has in `init`.
+    (..., in_features) -> (..., features), any number of leading axes. It computes what
+    series(linear(features), bias(-1)) does, as one layer.
 
     Args:
         features: length of the last axis of y.
@@ -55,18 +84,19 @@ def dense(
         ValueError: `features` is not positive, or the last axis of x does not fit.
 
     >>> import jax, jax.numpy as jnp, mlax
-    >>> x = jnp.ones((5, 3))
-    >>> params, state = mlax.dense.init(jax.random.key(0), x, features=2)
-    >>> params["linear"].kernel.shape, params["bias"].bias.shape
+    >>> params, state = mlax.dense.init(jax.random.key(0), jnp.ones(3), features=2)
+    >>> params.kernel.shape, params.bias.shape
     ((3, 2), (2,))
-    >>> y, state = mlax.dense.apply(params, state, x)
+    >>> y, state = mlax.dense.apply(params, state, jnp.ones((5, 3)))
     >>> y.shape
     (5, 2)
     """
-    arguments.require_array("dense", x)
-    children: dict[str, Layer[Any, Any, Any, Any]] = {
-        "linear": linear(features, kernel_initializer=kernel_initializer, dtype=dtype)
-    }
-    if use_bias:
-        children["bias"] = bias((0,) * (len(x.shape) - 1) + (-1,), bias_initializer, dtype)
-    return series(**children)
+    arguments.require_rank("dense", x, 1)
+    arguments.require_castable("dense", x, dtype)
+    shape = (x.shape[-1], features)
+    keys = [jax.random.fold_in(rng, i) for i in range(2)]
+    kernel = initialize("dense", "kernel_initializer", kernel_initializer, keys[0], shape, dtype)
+    if not use_bias:
+        return DenseParams(kernel, None), State((), ())
+    bias = initialize("dense", "bias_initializer", bias_initializer, keys[1], shape[1:], dtype)
+    return DenseParams(kernel, bias), State((), ())

@@ -36,6 +36,26 @@ class LinearConfig(NamedTuple):
     """Whether the kernel is (out_features, in_features)."""
 
 
+def matmul(
+    owner: str,
+    x: jax.Array,
+    kernel: jax.Array,
+    precision: lax.PrecisionLike = None,
+    accum_dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Return x @ kernel, the kernel in the dtype of x, and require that they fit."""
+    arguments.require_rank(owner, x, 1)
+    if x.shape[-1] != kernel.shape[0]:
+        raise ValueError(
+            f"{owner}: expected x with {kernel.shape[0]} features in its last axis, as the "
+            f"kernel has, got shape {x.shape}"
+        )
+    arguments.require_castable(owner, x, kernel.dtype)
+    return jnp.matmul(
+        x, kernel.astype(x.dtype), precision=precision, preferred_element_type=accum_dtype
+    )
+
+
 def apply(
     params: LinearParams,
     state: State[tuple[()], LinearConfig],
@@ -45,23 +65,9 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], LinearConfig]]:
     """Return x @ kernel: see `mlax.Apply` and `mlax.linear`."""
-    arguments.require_rank("linear", x, 1)
-    contracted = 1 if state.config.transposed_kernel else 0
-    in_features = params.kernel.shape[contracted]
-    if x.shape[-1] != in_features:
-        raise ValueError(
-            f"linear: expected x with {in_features} features in its last axis, as the kernel "
-            f"has, got shape {x.shape}"
-        )
-    arguments.require_castable("linear", x, params.kernel.dtype)
-    kernel = params.kernel.astype(x.dtype)
-    y = jnp.matmul(
-        x,
-        kernel.T if state.config.transposed_kernel else kernel,
-        precision=state.config.precision,
-        preferred_element_type=state.config.accum_dtype,
-    )
-    return y, state
+    precision, accum_dtype, transposed_kernel = state.config
+    kernel = params.kernel.T if transposed_kernel else params.kernel
+    return matmul("linear", x, kernel, precision, accum_dtype), state
 
 
 @layer(

@@ -31,8 +31,7 @@ def gates(params: Any, names: str) -> dict[str, dict[str, jax.Array]]:
 
 def test_dense() -> None:
     def oracle(params: Any, x: jax.Array) -> Any:
-        weights = {"kernel": params["linear"].kernel, "bias": params["bias"].bias}
-        return linen.Dense(3).apply({"params": weights}, x)
+        return linen.Dense(3).apply({"params": params._asdict()}, x)
 
     assert_layer_equals(mlax.dense(3), oracle, X)
 

@@ -83,7 +83,7 @@ def test_dense() -> None:
         dense(4),
         normal(5, 3),
         torch.nn.Linear(3, 4),
-        lambda p: {"weight": p["linear"].kernel.T, "bias": p["bias"].bias},
+        lambda p: {"weight": p.kernel.T, "bias": p.bias},
     )
 
 

@@ -10,6 +10,8 @@ from jax import Array
 
 import mlax
 from mlax import Layer, State
+from mlax.blocks.dense import DenseParams
+from mlax.blocks.norms import NormParams
 from mlax.combinators.child import Child
 from mlax.layers.bias import BiasConfig, BiasParams
 from mlax.layers.linear import LinearConfig, LinearParams
@@ -45,6 +47,14 @@ def statistics() -> None:
     assert_type(state.variables.mean, Array)
     assert_type(state.config.momentum, float)
     state.variables.average  # type: ignore[attr-defined]
+
+
+def blocks() -> None:
+    params, state = mlax.series(mlax.dense(4), mlax.batch_norm()).init(key, x)
+    assert_type(params, tuple[DenseParams, NormParams])
+    assert_type(params[0].kernel, Array)
+    assert_type(params[0].bias, Array | None)
+    assert_type(state.variables[1].mean, Array)
 
 
 def in_series() -> None:
@@ -124,8 +134,8 @@ def lists_of_layers_that_hold_an_any() -> Layer[Any, Any, Array, Array]:
     mlax.batched(mlax.series(*blocks))
     mlax.batched(mlax.parallel(*blocks))
     mlax.batched(mlax.branch(*blocks))
-    mlax.batched(mlax.series(mlax.dense(3), *blocks, mlax.linear(3)))
-    mlax.repeat(mlax.series(*[mlax.residual(mlax.dense(3)) for _ in blocks]), 3)
+    mlax.batched(mlax.series(mlax.flatten(), *blocks, mlax.linear(3)))
+    mlax.repeat(mlax.series(*[mlax.residual(mlax.flatten()) for _ in blocks]), 3)
     return mlax.series(*blocks)
 
 

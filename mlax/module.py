@@ -267,7 +267,7 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute: a child if it is a parameter or a module, else static."""
         object.__setattr__(self, name, value)
-        object.__setattr__(self, "_structure", None)
+        _set_structure(self, None)
 
     def __delattr__(self, name: str) -> None:
         """Delete an attribute of a module that is not initialized.
@@ -281,7 +281,7 @@ class Module:
                 "module; set it to None"
             )
         object.__delattr__(self, name)
-        object.__setattr__(self, "_structure", None)
+        _set_structure(self, None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy the children; static attributes only if they could be changed in place."""
@@ -302,7 +302,7 @@ class Module:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Set every attribute."""
         self.__dict__.update(state)
-        object.__setattr__(self, "_structure", None)
+        _set_structure(self, None)
 
     def __repr__(self) -> str:
         """Return the class name and every attribute."""
@@ -396,7 +396,7 @@ def _flatten_module(module: Module) -> tuple[list[Any], _Structure]:
         names = tuple(n for n, value in attributes.items() if isinstance(value, Parameter | Module))
         structure = _Structure(attributes, names)
         if not structure.mutable:
-            object.__setattr__(module, "_structure", structure)
+            _set_structure(module, structure)
     children = []
     for name in structure.names:  # a comprehension would be one more call for every module
         children.append(attributes[name])
@@ -424,12 +424,16 @@ def _unflatten_module(cls: type[M], structure: _Structure, children: Iterable[An
     module = object.__new__(cls)
     static = structure.attributes
     attributes = _copied(static) if structure.mutable else static.copy()
-    for name, child in zip(structure.names, children, strict=False):
-        attributes[name] = child
-    object.__setattr__(module, "__dict__", attributes)
-    object.__setattr__(module, "_structure", None if structure.mutable else structure)
+    if structure.names:
+        attributes.update(zip(structure.names, children))  # strict= would take as long as the rest
+    _set_attributes(module, attributes)
+    _set_structure(module, None if structure.mutable else structure)
     return module
 
+
+# What object.__setattr__ comes to: every step makes each module anew, and so this is timed.
+_set_attributes = Module.__dict__["__dict__"].__set__
+_set_structure = Module.__dict__["_structure"].__set__
 
 jax.tree_util.register_pytree_with_keys(
     Parameter, _flatten_parameter_with_keys, _unflatten_parameter, _flatten_parameter

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/costs.py [NAME ...]
 
-Rounds of the contenders are interleaved in changing order, and each step is waited for. A line
-has the medians of a step, from the call until the result is there, and two ratios to the step
-by hand: of the step, and of the call alone, which returns before the result is there.
+A step of training returns the loss and what goes into the next step. Rounds of the contenders are
+interleaved in changing order. A line has the medians of a step, from the call until the loss is
+there, and two ratios to the step by hand: of the step, and of the call alone, which returns
+before the loss is there (dispatch).
 """
 
 import argparse
@@ -32,16 +33,22 @@ def training(loss: Callable[..., Any], carry: Any, *inputs: Any) -> Callable[[],
     """Return a jitted step of gradient descent; `loss(params, state, *inputs)` has the state too."""
 
     @jax.jit
-    def step(carry: Any, *inputs: Any) -> Any:
+    def step(carry: Any, *inputs: Any) -> tuple[Any, jax.Array]:
         params, state = carry
-        grads, state = jax.grad(loss, has_aux=True)(params, state, *inputs)
-        return jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads), state
+        (value, state), grads = jax.value_and_grad(loss, has_aux=True)(params, state, *inputs)
+        params = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads)
+        return (params, state), value
 
-    held = [step(carry, *inputs)]
+    return repeated(step, carry, *inputs)
 
-    def run() -> Any:
-        held[0] = step(held[0], *inputs)
-        return held[0]
+
+def repeated(step: Callable[..., tuple[Any, jax.Array]], *inputs: Any) -> Callable[[], jax.Array]:
+    """Return what takes a step, keeps what it returns for the next one, and returns the loss."""
+    held = list(inputs)
+
+    def run() -> jax.Array:
+        held[0], value = step(*held)
+        return value
 
     return run
 
@@ -75,20 +82,27 @@ def hand_stack(count: int, width: int, batch: int, residual: bool) -> Callable[[
     return training(loss, (dense_params(count, width), ()), jnp.ones((batch, width)))
 
 
-def block(width: int) -> mlax.Layer[Any, Any, Any, Any]:
-    """Return a dense layer with relu."""
-    return mlax.series(mlax.linear(width), mlax.bias(-1), mlax.f(jax.nn.relu))
+def block(width: int, dense: bool = False) -> mlax.Layer[Any, Any, Any, Any]:
+    """Return a dense layer with relu, of two layers or of one."""
+    relu = mlax.f(jax.nn.relu)
+    if dense:
+        return mlax.series(mlax.dense(width), relu)
+    return mlax.series(mlax.linear(width), mlax.bias(-1), relu)
 
 
-def mlax_stack(count: int, width: int, *, residual: bool, named: bool) -> Callable[[], Any]:
+def mlax_stack(
+    count: int, width: int, batch: int, residual: bool, *, named: bool = False, dense: bool = False
+) -> Callable[[], Any]:
     """Return the same step through batched(series(...))."""
-    layers = [mlax.residual(block(width)) if residual else block(width) for _ in range(count)]
+    layers = [block(width, dense) for _ in range(count)]
+    if residual:
+        layers = [mlax.residual(layer) for layer in layers]
     model: mlax.Layer[Any, Any, Any, Any]
     if named:
         model = mlax.series(**{f"layer{i}": layer for i, layer in enumerate(layers)})
     else:
         model = mlax.series(*layers)
-    return mlax_training(mlax.batched(model), jnp.ones((8, width)))
+    return mlax_training(mlax.batched(model), jnp.ones((batch, width)))
 
 
 def hand_scan(count: int, width: int, batch: int) -> Callable[[], Any]:
@@ -261,14 +275,14 @@ def mlax_encoder() -> Callable[[], Any]:
     return keyed_training(loss, layer.init(jax.random.key(0), x), x)
 
 
-def mlax_shell(count: int, width: int) -> Callable[[], Any]:
+def mlax_shell(count: int, width: int, batch: int) -> Callable[[], Any]:
     """Return a step of a stack of dense layers with relu through `mlax.nn`, modules in and out."""
     model = nn.Series(
         layer
         for key in jax.random.split(jax.random.key(0), count)
         for layer in (nn.Linear(key, width), nn.Bias(key, -1), nn.F(jax.nn.relu))
     )
-    x = jnp.ones((8, width))
+    x = jnp.ones((batch, width))
     _, model = model(x[0], None)
 
     def loss(params: Any, rest: Any, x: jax.Array) -> tuple[jax.Array, Any]:
@@ -281,19 +295,13 @@ def mlax_shell(count: int, width: int) -> Callable[[], Any]:
         return jnp.mean(jnp.square(y)), module
 
     @jax.jit
-    def step(module: nn.Series, x: jax.Array) -> nn.Series:
+    def step(module: nn.Series, x: jax.Array) -> tuple[nn.Series, jax.Array]:
         params, rest = module.partition()
-        grads, module = jax.grad(loss, has_aux=True)(params, rest, x)
+        (value, module), grads = jax.value_and_grad(loss, has_aux=True)(params, rest, x)
         trained: nn.Series = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads)
-        return trained.combine(module.filter(inverse=True))
+        return trained.combine(module.filter(inverse=True)), value
 
-    held = [step(model, x)]
-
-    def run() -> Any:
-        held[0] = step(held[0], x)
-        return held[0]
-
-    return run
+    return repeated(step, model, x)
 
 
 def traced(make_loss: Callable[[], tuple[Callable[..., Any], Any, Any]]) -> Callable[[], Any]:
@@ -333,38 +341,32 @@ def hand_deep() -> tuple[Callable[..., Any], Any, Any]:
     return loss, (dense_params(100, 8), ()), jnp.ones((8, 8))
 
 
+TINY, MIDDLE, LARGE = (8, 8), (64, 32), (256, 128)
+"""Width and batch: where the call shows, and where the products count."""
+
 CASES: dict[str, tuple[Make, Make]] = {}
-for n in (10, 100):
+for n, size in ((10, TINY), (100, TINY), (10, LARGE)):
     for residual in (False, True):
-        for named in (False, True):
-            kind = f"{'residual' if residual else 'series'}{' named' if named else ''}"
-            CASES[f"{kind} {n}"] = (
-                functools.partial(hand_stack, n, 8, 8, residual),
-                functools.partial(mlax_stack, n, 8, residual=residual, named=named),
-            )
+        hand = functools.partial(hand_stack, n, *size, residual)
+        ours = functools.partial(mlax_stack, n, *size, residual)
+        kind = f"{'residual' if residual else 'series'} {n}{', large' if size == LARGE else ''}"
+        CASES[kind] = (hand, ours)
+        CASES[f"{kind}, named"] = (hand, functools.partial(ours, named=True))
+        CASES[f"{kind}, dense"] = (hand, functools.partial(ours, dense=True))
+for name, size in {"tiny": TINY, "middle": MIDDLE, "large": LARGE}.items():
+    ours = functools.partial(mlax_repeat, 100, *size)
+    CASES[f"repeat 100, {name}, to unrolled"] = (
+        functools.partial(hand_stack, 100, *size, True),
+        ours,
+    )
+    CASES[f"repeat 100, {name}, to scan"] = (functools.partial(hand_scan, 100, *size), ours)
 CASES |= {
-    "repeat 100 to unrolled": (
-        lambda: hand_stack(100, 8, 8, True),
-        lambda: mlax_repeat(100, 8, 8),
-    ),
-    "repeat 100 to scan": (
-        lambda: hand_scan(100, 8, 8),
-        lambda: mlax_repeat(100, 8, 8),
-    ),
-    "repeat 100, full size, to unrolled": (
-        lambda: hand_stack(100, 256, 128, True),
-        lambda: mlax_repeat(100, 256, 128),
-    ),
-    "repeat 100, full size, to scan": (
-        lambda: hand_scan(100, 256, 128),
-        lambda: mlax_repeat(100, 256, 128),
-    ),
     "tracing 300": (lambda: traced(hand_deep), lambda: traced(mlax_deep)),
     "lstm": (hand_lstm, mlax_lstm),
     "encoder": (hand_encoder, mlax_encoder),
     "shell 100": (
-        lambda: hand_stack(100, 8, 8, False),
-        lambda: mlax_shell(100, 8),
+        functools.partial(hand_stack, 100, *TINY, False),
+        functools.partial(mlax_shell, 100, *TINY),
     ),
 }
 

@@ -3,9 +3,10 @@
     python tests/benchmarks/training_step.py
 
 The model is `layers` times (linear, bias, relu), narrow so that the cost of a call shows.
-By hand it is a list of tuples (kernel, bias) and a loop. Rounds of both are interleaved in
-changing order; the figures are medians over the rounds, first of a step that is waited for,
-then of steps in a row, where jax prepares one while another runs.
+By hand it is a list of tuples (kernel, bias) and a loop. A step returns what goes into the next
+one, and the loss. Rounds of both are interleaved in changing order; the figures are medians over
+the rounds, first of a step whose loss is waited for, then of steps in a row, where jax prepares
+one while another runs.
 """
 
 import argparse
@@ -44,10 +45,11 @@ def by_mlax(layers: int, width: int) -> tuple[Callable[..., Any], Any]:
         return jnp.mean(jnp.square(y)), state
 
     @jax.jit
-    def step(carry: Any, x: jax.Array) -> Any:
+    def step(carry: Any, x: jax.Array) -> tuple[Any, jax.Array]:
         params, state = carry
-        grads, state = jax.grad(loss, has_aux=True)(params, state, x)
-        return jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads), state
+        (value, state), grads = jax.value_and_grad(loss, has_aux=True)(params, state, x)
+        params = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads)
+        return (params, state), value
 
     return step, model.init(jax.random.key(0), jnp.ones(width))
 
@@ -64,9 +66,9 @@ def by_hand(layers: int, width: int) -> tuple[Callable[..., Any], Any]:
         return jnp.mean(jnp.square(x))
 
     @jax.jit
-    def step(params: Any, x: jax.Array) -> Any:
-        grads = jax.grad(loss)(params, x)
-        return jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads)
+    def step(params: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+        value, grads = jax.value_and_grad(loss)(params, x)
+        return jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads), value
 
     return step, params
 
@@ -83,17 +85,17 @@ def main() -> None:
     x = jnp.ones((args.batch, args.width))
     contenders = {"hand": by_hand, "mlax": by_mlax}
     steps = {name: make(args.layers, args.width) for name, make in contenders.items()}
-    carries = {name: step(carry, x) for name, (step, carry) in steps.items()}
-    jax.block_until_ready(carries)
+    carries = {name: step(carry, x)[0] for name, (step, carry) in steps.items()}
     for kind, calls in {"one step, waited for": 1, "a step of 50 in a row": 50}.items():
         times: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(args.rounds // calls):
             for name in random.sample(list(steps), len(steps)):
-                step, carry = steps[name][0], carries[name]
+                step = steps[name][0]
                 start = time.perf_counter()
-                for _ in range(calls):
-                    carry = step(carry, x)
-                carries[name] = jax.block_until_ready(carry)
+                carries[name], loss = step(carries[name], x)
+                for _ in range(calls - 1):
+                    carries[name], loss = step(carries[name], x)
+                jax.block_until_ready(loss)
                 times[name].append((time.perf_counter() - start) / calls)
         hand, ours = (statistics.median(times[name]) * 1e6 for name in ("hand", "mlax"))
         print(f"{kind}: hand {hand:.0f} us, mlax {ours:.0f} us, ratio {ours / hand:.3f}")

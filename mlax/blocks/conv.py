@@ -15,7 +15,7 @@ from mlax.arguments import Padding, Sizes
 from mlax.combinators.composed import composed
 from mlax.combinators.series import series
 from mlax.initializers import Initializer, glorot_uniform
-from mlax.layers.conv import conv
+from mlax.layers.conv import ConvParams, conv
 from mlax.pair import Check, Key, Layer
 
 DataFormat: TypeAlias = str | tuple[str, str, str]
@@ -69,7 +69,7 @@ def conv_transpose(
     accum_dtype: DTypeLike | None = None,
     kernel_initializer: Initializer = glorot_uniform,
     dtype: DTypeLike = jnp.float32,
-) -> Layer[Any, Any, Any, Any]:
+) -> Layer[ConvParams, Any, jax.Array, jax.Array]:
     """Transposed convolution: the convolution of x with strides - 1 zeros put in between.
 
     The numbers are those of `jax.lax.conv_transpose(..., transpose_kernel=False)`. The
@@ -155,7 +155,7 @@ def depthwise_conv(
     accum_dtype: DTypeLike | None = None,
     kernel_initializer: Initializer = lecun_uniform,
     dtype: DTypeLike = jnp.float32,
-) -> Layer[Any, Any, Any, Any]:
+) -> Layer[ConvParams, Any, jax.Array, jax.Array]:
     """Depthwise convolution: each channel of x with kernels of its own.
 
     Channel c of x makes the channels c * channel_multiplier, ... of y, as a convolution of
@@ -225,7 +225,7 @@ def separable_conv(
     depthwise_initializer: Initializer = lecun_uniform,
     pointwise_initializer: Initializer = glorot_uniform,
     dtype: DTypeLike = jnp.float32,
-) -> Layer[Any, Any, Any, Any]:
+) -> Layer[dict[str, Any], Any, jax.Array, jax.Array]:
     """Separable convolution: a depthwise one, then one with a window of length 1.
 
     It is series(depthwise=depthwise_conv(...), pointwise=conv(out_channels, 1)), and its

@@ -16,7 +16,7 @@ from mlax.pair import AxisName, Key, Layer, State, layer
 
 
 @composed()
-def flatten(x: jax.Array | jax.ShapeDtypeStruct) -> Layer[Any, Any, Any, Any]:
+def flatten(x: jax.Array | jax.ShapeDtypeStruct) -> Layer[tuple[()], Any, jax.Array, jax.Array]:
     """All elements of one example as a vector, the last axis running fastest.
 
     >>> import jax, jax.numpy as jnp, mlax

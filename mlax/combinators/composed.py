@@ -6,19 +6,21 @@ and what comes out is a pair whose params and variables are those of that layer.
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Concatenate, NamedTuple, ParamSpec
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from mlax.combinators.child import (
-    AnyLayer,
     Child,
     apply_child,
     config_of,
     init_child,
     require_layer,
 )
-from mlax.pair import AxisName, Check, Key, Pair, State, layer, needs_rng
+from mlax.pair import AxisName, Check, Key, Layer, Pair, State, layer, needs_rng
 
 H = ParamSpec("H")
+P = TypeVar("P")
+X = TypeVar("X")
+Y = TypeVar("Y")
 
 
 class ComposedConfig(NamedTuple):
@@ -49,7 +51,8 @@ def apply(
 def composed(
     *, checks: Mapping[str, Check] | None = None
 ) -> Callable[
-    [Callable[Concatenate[Any, H], AnyLayer]], Pair[H, Any, State[Any, ComposedConfig], Any, Any]
+    [Callable[Concatenate[Any, H], Layer[P, Any, X, Y]]],
+    Pair[H, P, State[Any, ComposedConfig], X, Y],
 ]:
     """Return a decorator that makes `block(x, **hparams) -> layer` into a pair.
 
@@ -69,11 +72,11 @@ def composed(
     """
 
     def decorate(
-        block: Callable[Concatenate[Any, H], AnyLayer],
-    ) -> Pair[H, Any, State[Any, ComposedConfig], Any, Any]:
+        block: Callable[Concatenate[Any, H], Layer[P, Any, X, Y]],
+    ) -> Pair[H, P, State[Any, ComposedConfig], X, Y]:
         def init(
             rng: Key, x: Any, /, *args: H.args, **kwargs: H.kwargs
-        ) -> tuple[Any, State[Any, ComposedConfig]]:
+        ) -> tuple[P, State[Any, ComposedConfig]]:
             made = block(x, *args, **kwargs)
             require_layer(block.__name__, "what it returns", made)
             if needs_rng(made.apply):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from mlax import Layer
 from mlax.arguments import Padding, Sizes
 from mlax.blocks.conv import conv_transpose, depthwise_conv, separable_conv
 from tests.blocks.oracle import KEY, assert_close, assert_layer_equals, normal
@@ -132,7 +133,10 @@ def test_the_depthwise_initializer_keeps_the_variance() -> None:
 
 def test_half_precision() -> None:
     x = normal(4, 4, 2).astype(jnp.bfloat16)
-    for layer in (conv_transpose(3, 2), depthwise_conv(2), separable_conv(3, 2)):
+    # Any: their parameters are of different types.
+    layers: tuple[Layer[Any, Any, jax.Array, jax.Array], ...]
+    layers = conv_transpose(3, 2), depthwise_conv(2), separable_conv(3, 2)
+    for layer in layers:
         params, state = layer.init(KEY, x)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
         assert layer.apply(params, state, x)[0].dtype == jnp.bfloat16

@@ -57,6 +57,24 @@ def blocks() -> None:
     assert_type(state.variables[1].mean, Array)
 
 
+def made_of_others() -> None:
+    vectors = mlax.series(mlax.conv_transpose(4, 3), mlax.depthwise_conv(3), mlax.flatten())
+    params, state = vectors.init(key, x)
+    assert_type(params[0].kernel, Array)
+    assert_type(params[1].kernel, Array)
+    assert_type(params[2], tuple[()])
+    y, _ = vectors.apply(params, state, x)
+    assert_type(y, Array)
+
+    @mlax.composed()
+    def widen(x: Array, times: int = 2) -> Layer[LinearParams, Any, Array, Array]:
+        return mlax.linear(times * x.shape[-1])
+
+    widened, _ = widen(times=3).init(key, x)
+    assert_type(widened, LinearParams)
+    widen("three")  # type: ignore[arg-type]
+
+
 def in_series() -> None:
     init, apply = mlax.series(mlax.linear(4), mlax.z_norm("all"), mlax.bias(-1))
     params, state = init(key, x)

@@ -104,7 +104,13 @@ def nbytes(tree: Any) -> int:
     56
     """
     leaves = jax.tree.leaves(tree)
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    return sum(math.prod(np.shape(leaf)) * _dtype(leaf).itemsize for leaf in leaves)
+
+
+def _dtype(leaf: Any) -> np.dtype[Any]:
+    """Return the dtype, for a number of Python that which jax gives it."""
+    dtype: np.dtype[Any] = leaf.dtype if hasattr(leaf, "dtype") else jax.dtypes.result_type(leaf)
+    return dtype
 
 
 def _selected(owner: str, tree: T, where: Where) -> T:

@@ -146,6 +146,7 @@ def test_trees_may_hold_plain_numbers_and_keys() -> None:
     tree = {"rate": 0.5, "steps": 3, "key": KEY}
     assert mlax.paths(tree) == ["key", "rate", "steps"]
     assert mlax.count(tree) == 3
+    assert mlax.nbytes({"rate": 0.5, "steps": 3, "on": True}) == 4 + 4 + 1
     assert jax.tree.leaves(mlax.mask(tree, "rate")) == [False, True, False]
 
 

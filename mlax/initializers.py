@@ -78,7 +78,12 @@ def initialize(
     dtype: DTypeLike,
 ) -> jax.Array:
     """Return the first value of a parameter, and require that it has the shape asked for."""
-    value = jnp.asarray(initializer(rng, shape, dtype), dtype)
+    try:
+        value = jnp.asarray(initializer(rng, shape, dtype), dtype)
+    except Exception as error:
+        dtype_name = jnp.dtype(dtype).name
+        error.add_note(f"{owner}: {name} was called for shape {shape} and dtype {dtype_name}")
+        raise
     if value.shape != shape:
         raise ValueError(f"{owner}: expected {name} to return shape {shape}, got {value.shape}")
     return value

@@ -10,8 +10,8 @@ and nothing here looks at a value on the device.
 """
 
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,10 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
+from mlax.pair import State
+
+C = TypeVar("C", bound=Hashable)
+
 Axes: TypeAlias = int | Sequence[int]
 Sizes: TypeAlias = int | Sequence[int]
 InFeatures: TypeAlias = int | Sequence[int | None]
@@ -27,6 +31,8 @@ Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
 
 PADDINGS = ("VALID", "SAME", "SAME_LOWER")
 CHANNEL_AXES = {"channel_last": -1, "channel_first": 0}
+
+ANOTHER_MODEL = "is it that of another model?"
 
 
 class Shaped(Protocol):
@@ -47,6 +53,30 @@ def message(owner: str, argument: str, wanted: str, got: object, way_out: str = 
     """Return the text of an error."""
     text = f"{owner}: expected {argument} to be {wanted}, got {got}"
     return f"{text}; {way_out}" if way_out else text
+
+
+def config_of(owner: str, state: object, wanted: type[C]) -> C:
+    """Return the config of a state, and require that it is one of this layer."""
+    if not isinstance(state, State) or type(state.config) is not wanted:
+        got = f"one of {type(state.config if isinstance(state, State) else state).__name__}"
+        raise TypeError(message(owner, "state", "what init returned", got, ANOTHER_MODEL))
+    return state.config
+
+
+def require_params(
+    owner: str, params: object, wanted: type[tuple[Any, ...]], absent: Sequence[str] = ()
+) -> None:
+    """Require the named tuple that `init` made, with None in the fields `absent` and nowhere else."""
+    if not isinstance(params, wanted):
+        got = type(params).__name__
+        raise TypeError(message(owner, "params", f"a {wanted.__name__}", got, ANOTHER_MODEL))
+    for name, value in zip(getattr(wanted, "_fields"), params, strict=True):
+        if value is None and name not in absent:
+            way_out = "put what partition took apart together again, with combine"
+            raise TypeError(message(owner, f"params.{name}", "an array", "None", way_out))
+        if value is not None and name in absent:
+            got = type(value).__name__
+            raise TypeError(message(owner, f"params.{name}", "None", got, ANOTHER_MODEL))
 
 
 def integer(owner: str, name: str, value: Any, wanted: str = "an integer") -> int:
@@ -317,10 +347,16 @@ def hashable_axis(owner: str, axis: str | Axes) -> str | tuple[int, ...]:
     return tuple(map(operator.index, entries(owner, "axis", axis)))
 
 
-def require_array(owner: str, x: object) -> None:
+def require_array(owner: str, x: object, name: str = "x") -> None:
     """Require an array, or a `jax.ShapeDtypeStruct` in its place."""
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
-        raise TypeError(message(owner, "x", "an array", type(x).__name__))
+        raise TypeError(message(owner, name, "an array", type(x).__name__))
+
+
+def array(owner: str, x: jax.Array, name: str = "x") -> jax.Array:
+    """Return an array of jax, in a dtype that jax has: float64 of NumPy may be none."""
+    require_array(owner, x, name)
+    return jnp.asarray(x)
 
 
 def require_rank(owner: str, x: Shaped, at_least: int) -> None:
@@ -358,6 +394,30 @@ def require_castable(owner: str, x: Shaped, dtype: DTypeLike) -> None:
                 jnp.dtype(x.dtype).name,
                 "cast it with x.astype",
             )
+        )
+
+
+def require_real(owner: str, x: Shaped) -> None:
+    """Require a dtype that is not complex."""
+    require_array(owner, x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        wanted, got = "of a real dtype", jnp.dtype(x.dtype).name
+        raise TypeError(message(owner, "x", wanted, got, "take x.real and x.imag apart"))
+
+
+def require_axes(owner: str, name: str, parameter: jax.Array, count: int) -> None:
+    """Require that many axes: stacked parameters would broadcast, and y have another shape."""
+    if parameter.ndim != count:
+        wanted, got = f"of {count} axes", f"shape {parameter.shape}"
+        raise ValueError(message(owner, name, wanted, got, ANOTHER_MODEL))
+
+
+def require_output(owner: str, x: jax.Array, y: jax.Array) -> None:
+    """Require that a window fits into x somewhere."""
+    if x.size and not y.size:
+        raise ValueError(
+            f"{owner}: expected a window that fits into x, got y of shape {y.shape} from x of "
+            f"shape {x.shape}; pad x or make the window smaller"
         )
 
 

@@ -1,12 +1,14 @@
 """When two static values are equal, so that the tree structures that hold them are."""
 
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+T = TypeVar("T", bound=tuple[Any, ...])
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -28,6 +30,8 @@ def equal(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, list | tuple):
+        if type(a).__eq__ not in (list.__eq__, tuple.__eq__):
+            return bool(a == b)
         return len(a) == len(b) and all(map(equal, a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
@@ -40,3 +44,27 @@ def equal(a: Any, b: Any) -> bool:
         return bool(a == b)
     except (TypeError, ValueError):
         return False
+
+
+def by_parts(cls: type[T]) -> type[T]:
+    """Decorate a named tuple that holds functions: it is compared with `equal`.
+
+    Without this two equal partials, or one and its copy, make configs that are not equal.
+    """
+
+    def __eq__(self: T, other: object) -> bool:
+        return self is other or (isinstance(other, cls) and all(map(equal, self, other)))
+
+    def __ne__(self: T, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self: T) -> int:
+        return hash(tuple(map(_without_arguments, self)))
+
+    for method in (__eq__, __ne__, __hash__):
+        setattr(cls, method.__name__, method)
+    return cls
+
+
+def _without_arguments(value: Any) -> Any:
+    return value.func if isinstance(value, functools.partial) else value

@@ -68,6 +68,7 @@ def dropout(x: jax.Array, rng: Key, rate: float, axis: Axes) -> jax.Array:
     networks", 2015, for shared masks.
     """
     arguments.check_rate("dropout", "rate", rate)
+    x = arguments.array("dropout", x)
     axes = arguments.canonical_axes("dropout", axis, x.ndim)
     arguments.require_castable("dropout", x, jnp.float32)
     keep = 1.0 - rate
@@ -110,7 +111,7 @@ def pool(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: an argument has the wrong length, sign or name.
+        ValueError: an argument has the wrong length, sign or name, or no window fits into `x`.
 
     Source: `jax.lax.reduce_window`.
     """
@@ -141,6 +142,7 @@ def max_pool(
     Array([[3],
            [3]], dtype=int32)
     """
+    x = arguments.array("max_pool", x)
     lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.inexact) else _smallest(x.dtype)
     return _pool(
         "max_pool", x, lowest, lax.max, window_shape, strides, padding, input_dilation,
@@ -161,6 +163,7 @@ def sum_pool(
 
     Arguments, result and errors are those of `pool`.
     """
+    x = arguments.array("sum_pool", x)
     return _sum_pool(
         "sum_pool", x, window_shape, strides, padding, input_dilation, window_dilation, data_format
     ).astype(x.dtype)
@@ -179,6 +182,7 @@ def avg_pool(
 
     Arguments and errors are those of `pool`. Integer `x` gives float32.
     """
+    x = arguments.array("avg_pool", x)
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
     x = x.astype(dtype)
     total = _sum_pool(
@@ -242,6 +246,7 @@ def _pool(
         sizes("input_dilation", input_dilation),
         sizes("window_dilation", window_dilation),
     )
+    arguments.require_output(owner, x, result)
     return result
 
 
@@ -263,13 +268,14 @@ def z_norm(
         The statistics are computed in float32 or better; Var is the population variance.
 
     Raises:
-        TypeError: an argument is of the wrong type.
+        TypeError: an argument is of the wrong type, or `x` is complex.
         ValueError: `axis` is an unknown string or outside `x`, or selects no element.
 
     Source: Ba et al., "Layer normalization", 2016; Ulyanov et al., "Instance
     normalization", 2016; Ioffe and Szegedy, "Batch normalization", 2015.
     """
     arguments.check_epsilon("z_norm", "epsilon", epsilon)
+    x = arguments.array("z_norm", x)
     axes = arguments.normalized_axes("z_norm", axis, x.ndim)
     centred, _, variance = statistics("z_norm", x, axes, batch_axis_name)
     return scale_to_unit(centred, variance, axes, epsilon, x.dtype)

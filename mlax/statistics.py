@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mlax import arguments
 from mlax.pair import AxisName
 
 
@@ -40,8 +41,10 @@ def statistics(
     """Return the statistics of `x` over `axes` and over the mapped axes `batch_axis_name`.
 
     Raises:
+        TypeError: `x` is complex.
         ValueError: there is no element to take the statistics of.
     """
+    arguments.require_real(owner, x)
     if not math.prod(x.shape[axis] for axis in axes):
         raise ValueError(
             f"{owner}: expected at least one element along axes {axes} to take "
@@ -53,7 +56,11 @@ def statistics(
     vmap_names = tuple(name for name in names if name not in sharded)
 
     for name in names:
-        _require_bound(owner, name)
+        if not _axis_size(owner, name):
+            raise ValueError(
+                f"{owner}: expected at least one example along the batch axis {name!r} to take "
+                "statistics of, got an empty batch"
+            )
 
     def mean_of(value: jax.Array) -> jax.Array:
         mean: jax.Array = lax.pmean(jnp.mean(value, axes, keepdims=True), vmap_names)
@@ -76,9 +83,9 @@ def statistics(
     return Statistics(difference - offset, jnp.squeeze(mean, axes), jnp.squeeze(variance, axes))
 
 
-def _require_bound(owner: str, name: Hashable) -> None:
+def _axis_size(owner: str, name: Hashable) -> int:
     try:
-        lax.axis_size(name)
+        return lax.axis_size(name)
     except NameError:
         raise NameError(
             f"{owner}: expected the batch axis {name!r} to be bound, got no axis of that name; map "

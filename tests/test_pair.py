@@ -1,6 +1,7 @@
 """Tests of the contract: pairs, layers, states, signatures, documentation, pickle."""
 
 import copy
+import functools
 import inspect
 import pickle
 import pydoc
@@ -243,9 +244,7 @@ def check_power(layer: str, argument: str, value: Any) -> None:
 
 
 @mlax.layer(apply_gain, needs_rng=lambda power=1: power > 5, checks={"power": check_power})
-def gain(
-    rng: Key, x: jax.Array, power: int = 1
-) -> tuple[jax.Array, State[tuple[()], GainConfig]]:
+def gain(rng: Key, x: jax.Array, power: int = 1) -> tuple[jax.Array, State[tuple[()], GainConfig]]:
     """A user's own pair."""
     return jnp.full(x.shape, 2.0), State((), GainConfig(power))
 
@@ -398,3 +397,66 @@ def test_repr_is_the_expression_that_makes_the_layer(layer: AnyLayer, expected: 
 def test_repr_of_a_users_layer_names_its_functions() -> None:
     assert "apply_gain" in repr(Layer(gain.init, apply_gain))
     assert "linear" in repr(mlax.linear)
+
+
+def above(x: jax.Array, bound: float) -> jax.Array:
+    """Return 1 if the sum is above the bound, else 0."""
+    return (x.sum() > bound).astype(int)
+
+
+def scaled(params: Any, x: jax.Array, by: float) -> jax.Array:
+    """Return x @ kernel by a factor."""
+    return jnp.matmul(x, params.kernel) * by
+
+
+def nothing_saveable(*_: object, name: str, **__: object) -> bool:
+    """Be a policy with an argument."""
+    return False
+
+
+def with_partials(by: float) -> dict[str, AnyLayer]:
+    """Return layers that hold a partial each, made anew."""
+    linear = mlax.linear(3)
+    policy = functools.partial(nothing_saveable, name=str(by))
+    user = mlax.Layer(functools.partial(_init_gain, by), functools.partial(_apply_gain, by))
+    return {
+        "f": mlax.f(functools.partial(jnp.add, by)),
+        "switch": mlax.switch(functools.partial(above, bound=by), linear, linear),
+        "remat": mlax.remat(linear, policy),
+        "repeat": mlax.repeat(linear, 2, policy=policy),
+        "reuse": mlax.shared(
+            linear,
+            lambda tied: mlax.series(tied, mlax.reuse(tied, functools.partial(scaled, by=by))),
+        ),
+        "rnn_cell": mlax.rnn_cell(3, activation=functools.partial(jnp.multiply, by)),
+        "user": mlax.series(user),
+    }
+
+
+def _init_gain(by: float, rng: Key, x: jax.Array) -> tuple[tuple[()], tuple[()]]:
+    return (), ()
+
+
+def _apply_gain(
+    by: float,
+    params: tuple[()],
+    state: tuple[()],
+    x: jax.Array,
+    rng: Key | None = None,
+    inference_mode: bool = False,
+    batch_axis_name: AxisName = (),
+) -> tuple[jax.Array, tuple[()]]:
+    return by * x, state
+
+
+@pytest.mark.parametrize("name", with_partials(1.0))
+def test_states_with_equal_partials_have_equal_structures(name: str) -> None:
+    x: Any = jnp.ones(3)
+    x = (x, x) if name == "rnn_cell" else x
+    first, again, other = (with_partials(by)[name].init(KEY, x)[1] for by in (1.0, 1.0, 2.0))
+    structure = jax.tree.structure(first)
+    for same in (again, pickle.loads(pickle.dumps(first)), copy.deepcopy(first)):
+        assert jax.tree.structure(same) == structure
+        assert hash(jax.tree.structure(same)) == hash(structure)
+        assert hash(same.config) == hash(first.config)
+    assert jax.tree.structure(other) != structure

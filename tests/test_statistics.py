@@ -241,6 +241,21 @@ def test_no_element_raises() -> None:
         statistics("test", jnp.ones((0, 3)), (0,), ())
 
 
+@pytest.mark.parametrize("names", ["batch", ("batch",)])
+def test_an_empty_batch_raises(names: AxisName) -> None:
+    def mean(x: jax.Array) -> jax.Array:
+        return parts(x, (), names)[1]
+
+    empty = jax.vmap(mean, out_axes=None, axis_name="batch")
+    with pytest.raises(ValueError, match="^test: expected at least one example .*'batch'.*empty"):
+        empty(jnp.ones((0, 3)))
+
+
+def test_complex_numbers_raise() -> None:
+    with pytest.raises(TypeError, match="^test: expected x to be of a real dtype, got complex64"):
+        statistics("test", jnp.ones(3, jnp.complex64), (0,), ())
+
+
 @pytest.mark.parametrize("name", ["nowhere", ("nowhere",)])
 def test_unknown_axis_name_raises(name: AxisName) -> None:
     with pytest.raises(NameError, match="nowhere"):

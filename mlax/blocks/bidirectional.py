@@ -66,7 +66,7 @@ def apply(
         outputs.append(ys)
         last.append(h)
         variables.append(v)
-    ys = jax.tree.map(lambda *parts: jnp.concatenate(parts, -1), *outputs)
+    ys = jax.tree.map(_joined, *outputs)
     return (ys, (last[0], last[1])), joined_state(state.config, variables)
 
 
@@ -126,6 +126,14 @@ def bidirectional(
             )
         ]
     )
+
+
+def _joined(forward: jax.Array, backward: jax.Array) -> jax.Array:
+    """Return the outputs of all steps, those of the two cells along the last axis."""
+    if forward.ndim < 2:
+        wanted = "an array with at least 1 axis at each step, to join it along"
+        raise ValueError(arguments.message("bidirectional", "y", wanted, "a scalar"))
+    return jnp.concatenate((forward, backward), -1)
 
 
 def _inputs(x: Any) -> tuple[Any, tuple[Any, Any]]:

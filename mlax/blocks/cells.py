@@ -27,6 +27,7 @@ from jax.typing import DTypeLike
 
 from mlax import arguments
 from mlax.arguments import Shaped
+from mlax.equality import by_parts
 from mlax.initializers import Initializer, glorot_uniform, initialize
 from mlax.pair import AxisName, Check, Key, State, layer
 
@@ -126,16 +127,23 @@ def _require_carry(owner: str, x: Shaped, carry: tuple[Shaped, ...], features: i
     arguments.require_rank(owner, x, 1)
     shape = (*x.shape[:-1], features)
     for name, h in zip("hc", carry, strict=False):
+        arguments.require_array(owner, h, name)
+        if not jnp.issubdtype(h.dtype, jnp.floating):
+            wanted, got = "of a floating dtype, which it keeps", jnp.dtype(h.dtype).name
+            way_out = f"start with jnp.zeros({shape})"
+            raise TypeError(arguments.message(owner, name, wanted, got, way_out))
         if h.shape != shape:
             wanted = f"of shape {shape}, for {features} features and x of shape {x.shape}"
             way_out = f"start with jnp.zeros({shape})"
             raise ValueError(arguments.message(owner, name, wanted, f"shape {h.shape}", way_out))
 
 
-def _require_fit(
+def _fitting(
     owner: str, x: jax.Array, carry: tuple[jax.Array, ...], params: CellParams | GruCellParams
-) -> None:
-    """Require x and a carry that fit the parameters."""
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Return x and the carry as arrays of jax, and require that they fit the parameters."""
+    for name in ("kernel", "recurrent_kernel"):
+        arguments.require_axes(owner, f"params.{name}", getattr(params, name), 2)
     _require_carry(owner, x, carry, params.recurrent_kernel.shape[0])
     arguments.require_castable(owner, x, params.kernel.dtype)
     in_features = params.kernel.shape[0]
@@ -144,6 +152,8 @@ def _require_fit(
             f"{owner}: expected x with {in_features} features in its last axis, as the kernel "
             f"has, got shape {x.shape}"
         )
+    names = zip("hc", carry, strict=False)
+    return arguments.array(owner, x), tuple(arguments.array(owner, h, name) for name, h in names)
 
 
 def _gates(
@@ -154,6 +164,7 @@ def _gates(
     return x @ kernel.astype(x.dtype) + recurrent + bias.astype(x.dtype)
 
 
+@by_parts
 class RnnCellConfig(NamedTuple):
     """Configuration of `rnn_cell`."""
 
@@ -170,9 +181,11 @@ def apply_rnn_cell(
     batch_axis_name: AxisName = (),
 ) -> tuple[tuple[jax.Array, jax.Array], State[tuple[()], RnnCellConfig]]:
     """Return (y, h): see `mlax.Apply` and `mlax.rnn_cell`."""
+    config = arguments.config_of("rnn_cell", state, RnnCellConfig)
+    arguments.require_params("rnn_cell", params, CellParams)
     inputs, h = _pair("rnn_cell", "x", x, "(x, h)")
-    _require_fit("rnn_cell", inputs, (h,), params)
-    y = state.config.activation(_gates(inputs, h, *params))
+    inputs, (h,) = _fitting("rnn_cell", inputs, (h,), params)
+    y = config.activation(_gates(inputs, h, *params))
     return (y, y.astype(h.dtype)), state
 
 
@@ -234,9 +247,11 @@ def apply_lstm_cell(
     batch_axis_name: AxisName = (),
 ) -> tuple[tuple[jax.Array, tuple[jax.Array, jax.Array]], State[tuple[()], LstmCellConfig]]:
     """Return (y, (h, c)): see `mlax.Apply` and `mlax.lstm_cell`."""
+    arguments.config_of("lstm_cell", state, LstmCellConfig)
+    arguments.require_params("lstm_cell", params, CellParams)
     inputs, carry = _pair("lstm_cell", "x", x, "(x, (h, c))")
     h, c = _pair("lstm_cell", "the carry", carry, "(h, c)")
-    _require_fit("lstm_cell", inputs, (h, c), params)
+    inputs, (h, c) = _fitting("lstm_cell", inputs, (h, c), params)
     i, f, g, o = jnp.split(_gates(inputs, h, *params), 4, -1)
     new_c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
     y = jax.nn.sigmoid(o) * jnp.tanh(new_c)
@@ -310,8 +325,10 @@ def apply_gru_cell(
     batch_axis_name: AxisName = (),
 ) -> tuple[tuple[jax.Array, jax.Array], State[tuple[()], GruCellConfig]]:
     """Return (y, h): see `mlax.Apply` and `mlax.gru_cell`."""
+    arguments.config_of("gru_cell", state, GruCellConfig)
+    arguments.require_params("gru_cell", params, GruCellParams)
     inputs, h = _pair("gru_cell", "x", x, "(x, h)")
-    _require_fit("gru_cell", inputs, (h,), params)
+    inputs, (h,) = _fitting("gru_cell", inputs, (h,), params)
     kernel, recurrent_kernel, bias, recurrent_bias = (p.astype(inputs.dtype) for p in params)
     features = h.shape[-1]
     from_x = inputs @ kernel + bias

@@ -28,15 +28,24 @@ class DenseParams(NamedTuple):
     """(features,), or None where there is none."""
 
 
+class DenseConfig(NamedTuple):
+    """Configuration of `dense`."""
+
+    absent: tuple[str, ...]
+    """The names of the parameters that are not used."""
+
+
 def apply(
     params: DenseParams,
-    state: State[tuple[()], tuple[()]],
+    state: State[tuple[()], DenseConfig],
     x: jax.Array,
     rng: Key | None = None,
     inference_mode: bool = False,
     batch_axis_name: AxisName = (),
-) -> tuple[jax.Array, State[tuple[()], tuple[()]]]:
+) -> tuple[jax.Array, State[tuple[()], DenseConfig]]:
     """Return x @ kernel + bias: see `mlax.Apply` and `mlax.dense`."""
+    config = arguments.config_of("dense", state, DenseConfig)
+    arguments.require_params("dense", params, DenseParams, config.absent)
     y = matmul("dense", x, params.kernel)
     if params.bias is None:
         return y, state
@@ -45,6 +54,7 @@ def apply(
             f"dense: expected bias to be of shape {y.shape[-1:]}, as the kernel has "
             f"{y.shape[-1]} features, got shape {params.bias.shape}"
         )
+    arguments.require_castable("dense", x, params.bias.dtype)
     return y + params.bias.astype(y.dtype), state
 
 
@@ -66,7 +76,7 @@ def dense(
     kernel_initializer: Initializer = glorot_uniform,
     bias_initializer: Initializer = jax.nn.initializers.zeros,
     dtype: DTypeLike = jnp.float32,
-) -> tuple[DenseParams, State[tuple[()], tuple[()]]]:
+) -> tuple[DenseParams, State[tuple[()], DenseConfig]]:
     """Linear transformation of the last axis with a bias: y = x @ kernel + bias.
 
     (..., in_features) -> (..., features), any number of leading axes. It computes what
@@ -97,6 +107,6 @@ def dense(
     keys = [jax.random.fold_in(rng, i) for i in range(2)]
     kernel = initialize("dense", "kernel_initializer", kernel_initializer, keys[0], shape, dtype)
     if not use_bias:
-        return DenseParams(kernel, None), State((), ())
+        return DenseParams(kernel, None), State((), DenseConfig(("bias",)))
     bias = initialize("dense", "bias_initializer", bias_initializer, keys[1], shape[1:], dtype)
-    return DenseParams(kernel, bias), State((), ())
+    return DenseParams(kernel, bias), State((), DenseConfig(()))

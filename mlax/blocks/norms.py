@@ -23,7 +23,7 @@ from mlax import arguments
 from mlax.arguments import Axes
 from mlax.functional import scale_to_unit
 from mlax.initializers import Initializer, initialize
-from mlax.layers.z_norm import ZNormConfig, ZNormVariables, z_norm
+from mlax.layers.z_norm import ZNormVariables, normalize, z_norm
 from mlax.pair import AxisName, Check, Key, State, layer
 from mlax.statistics import statistics
 
@@ -41,6 +41,8 @@ CHECKS: dict[str, Check] = {
     "axis": arguments.check_normalized_axis,
     "groups": arguments.check_size,
     "epsilon": arguments.check_epsilon,
+    "use_scale": arguments.check_bool,
+    "use_bias": arguments.check_bool,
     "momentum": arguments.check_momentum,
     "data_format": arguments.check_data_format,
     "scaler_initializer": arguments.check_callable,
@@ -60,6 +62,7 @@ def _init_params(
 ) -> NormParams:
     """Return parameters that have `axes` of x; None stands for a parameter that is not used."""
     arguments.require_castable(owner, x, dtype)
+    arguments.require_real(owner, x)
     shape = tuple(x.shape[axis] for axis in axes)
 
     def made(name: str, initializer: Initializer | None, i: int) -> jax.Array | None:
@@ -71,9 +74,14 @@ def _init_params(
     return NormParams(scale, made("bias_initializer", bias_initializer, 1))
 
 
+def _absent(params: NormParams) -> tuple[str, ...]:
+    return tuple(name for name, value in params._asdict().items() if value is None)
+
+
 def _wide(owner: str, x: jax.Array) -> jax.Array:
     """Return x in float32 or better."""
     arguments.require_castable(owner, x, jnp.float32)
+    arguments.require_real(owner, x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -123,6 +131,8 @@ class BatchNormConfig(NamedTuple):
     """The share of the old statistics in the new ones."""
     data_format: str
     """Where the channel axis is."""
+    absent: tuple[str, ...]
+    """The names of the parameters that are not used."""
 
 
 def apply_batch_norm(
@@ -134,18 +144,24 @@ def apply_batch_norm(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[ZNormVariables, BatchNormConfig]]:
     """Return x normalised over the batch: see `mlax.Apply` and `mlax.batch_norm`."""
-    epsilon, momentum, data_format = state.config
+    epsilon, momentum, data_format, absent = arguments.config_of(
+        "batch_norm", state, BatchNormConfig
+    )
+    arguments.require_params("batch_norm", params, NormParams, absent)
+    x = arguments.array("batch_norm", x)
     channel, others = _channel_and_others("batch_norm", data_format, x)
-    normal, statistics = z_norm.apply(
-        (),
-        State(state.variables, ZNormConfig(others, epsilon, momentum)),
+    normal, variables = normalize(
+        "batch_norm",
+        state.variables,
         _wide("batch_norm", x),
-        None,
+        others,
+        epsilon,
+        momentum,
         inference_mode,
         batch_axis_name,
     )
     y = _affine("batch_norm", params, normal, (channel,), x)
-    return y, State(statistics.variables, state.config)
+    return y, state if inference_mode else State(variables, state.config)
 
 
 @layer(apply_batch_norm, checks=CHECKS)
@@ -182,7 +198,7 @@ def batch_norm(
         dtype: dtype of scale and bias. The running statistics are in float32 or better.
 
     Raises:
-        TypeError: an argument is of the wrong type, or x is not floating.
+        TypeError: an argument is of the wrong type, or x is not real and floating.
         ValueError: an argument is out of its range, or x does not fit the parameters.
         NameError: no axis of the name `batch_axis_name` is bound.
 
@@ -209,7 +225,7 @@ def batch_norm(
     _, statistics = z_norm.init(
         rng, x, others, epsilon, momentum, dtype=jnp.promote_types(dtype, jnp.float32)
     )
-    config = BatchNormConfig(epsilon, momentum, data_format)
+    config = BatchNormConfig(epsilon, momentum, data_format, _absent(params))
     return params, State(statistics.variables, config)
 
 
@@ -220,6 +236,8 @@ class LayerNormConfig(NamedTuple):
     """The axes normalised over."""
     epsilon: float
     """What is added to the mean square."""
+    absent: tuple[str, ...]
+    """The names of the parameters that are not used."""
 
 
 def apply_layer_norm(
@@ -231,7 +249,9 @@ def apply_layer_norm(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], LayerNormConfig]]:
     """Return x normalised: see `mlax.Apply` and `mlax.layer_norm`."""
-    axis, epsilon = state.config
+    axis, epsilon, absent = arguments.config_of("layer_norm", state, LayerNormConfig)
+    arguments.require_params("layer_norm", params, NormParams, absent)
+    x = arguments.array("layer_norm", x)
     axes = arguments.normalized_axes("layer_norm", axis, x.ndim)
     normal = _normal("layer_norm", _wide("layer_norm", x), axes, epsilon)
     return _affine("layer_norm", params, normal, axes, x), state
@@ -265,7 +285,7 @@ def layer_norm(
         dtype: dtype of scale and bias.
 
     Raises:
-        TypeError: an argument is of the wrong type, or x is not floating.
+        TypeError: an argument is of the wrong type, or x is not real and floating.
         ValueError: `axis` is an unknown string or outside x, or x does not fit the parameters.
 
     Source: Ba et al., "Layer normalization", 2016.
@@ -286,7 +306,7 @@ def layer_norm(
         bias_initializer if use_bias else None,
         dtype,
     )
-    config = LayerNormConfig(arguments.hashable_axis("layer_norm", axis), epsilon)
+    config = LayerNormConfig(arguments.hashable_axis("layer_norm", axis), epsilon, _absent(params))
     return params, State((), config)
 
 
@@ -299,7 +319,9 @@ def apply_rms_norm(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], LayerNormConfig]]:
     """Return x divided by its root mean square: see `mlax.Apply` and `mlax.rms_norm`."""
-    axis, epsilon = state.config
+    axis, epsilon, absent = arguments.config_of("rms_norm", state, LayerNormConfig)
+    arguments.require_params("rms_norm", params, NormParams, absent)
+    x = arguments.array("rms_norm", x)
     axes = arguments.normalized_axes("rms_norm", axis, x.ndim)
     wide = _wide("rms_norm", x)
     mean_square = jnp.mean(jnp.square(wide), axes, keepdims=True)
@@ -326,7 +348,7 @@ def rms_norm(
         dtype: dtype of the scale.
 
     Raises:
-        TypeError: an argument is of the wrong type, or x is not floating.
+        TypeError: an argument is of the wrong type, or x is not real and floating.
         ValueError: `axis` is an unknown string or outside x, or x does not fit the scale.
 
     Source: Zhang and Sennrich, "Root mean square layer normalization", 2019.
@@ -340,7 +362,7 @@ def rms_norm(
     axes = arguments.normalized_axes("rms_norm", axis, len(x.shape))
     scale = scaler_initializer if use_scale else None
     params = _init_params("rms_norm", rng, x, axes, scale, None, dtype)
-    config = LayerNormConfig(arguments.hashable_axis("rms_norm", axis), epsilon)
+    config = LayerNormConfig(arguments.hashable_axis("rms_norm", axis), epsilon, _absent(params))
     return params, State((), config)
 
 
@@ -353,6 +375,8 @@ class GroupNormConfig(NamedTuple):
     """What is added to the variance."""
     data_format: str
     """Where the channel axis is."""
+    absent: tuple[str, ...]
+    """The names of the parameters that are not used."""
 
 
 def apply_group_norm(
@@ -364,7 +388,9 @@ def apply_group_norm(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], GroupNormConfig]]:
     """Return x normalised in groups of channels: see `mlax.Apply` and `mlax.group_norm`."""
-    groups, epsilon, data_format = state.config
+    groups, epsilon, data_format, absent = arguments.config_of("group_norm", state, GroupNormConfig)
+    arguments.require_params("group_norm", params, NormParams, absent)
+    x = arguments.array("group_norm", x)
     channel = arguments.channel_axis("group_norm", data_format, x)
     size = _group_size(x.shape[channel], groups)
     grouped = _wide("group_norm", x).reshape(
@@ -403,7 +429,7 @@ def group_norm(
         dtype: dtype of scale and bias.
 
     Raises:
-        TypeError: an argument is of the wrong type, or x is not floating.
+        TypeError: an argument is of the wrong type, or x is not real and floating.
         ValueError: `groups` does not divide the channels, or x does not fit the parameters.
 
     Source: Wu and He, "Group normalization", 2018.
@@ -424,7 +450,7 @@ def group_norm(
         bias_initializer if use_bias else None,
         dtype,
     )
-    return params, State((), GroupNormConfig(groups, epsilon, data_format))
+    return params, State((), GroupNormConfig(groups, epsilon, data_format, _absent(params)))
 
 
 def _group_size(channels: int, groups: int) -> int:
@@ -441,6 +467,8 @@ class InstanceNormConfig(NamedTuple):
     """What is added to the variance."""
     data_format: str
     """Where the channel axis is."""
+    absent: tuple[str, ...]
+    """The names of the parameters that are not used."""
 
 
 def apply_instance_norm(
@@ -452,7 +480,9 @@ def apply_instance_norm(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], InstanceNormConfig]]:
     """Return each channel of x normalised: see `mlax.Apply` and `mlax.instance_norm`."""
-    epsilon, data_format = state.config
+    epsilon, data_format, absent = arguments.config_of("instance_norm", state, InstanceNormConfig)
+    arguments.require_params("instance_norm", params, NormParams, absent)
+    x = arguments.array("instance_norm", x)
     channel, others = _channel_and_others("instance_norm", data_format, x)
     normal = _normal("instance_norm", _wide("instance_norm", x), others, epsilon)
     return _affine("instance_norm", params, normal, (channel,), x), state
@@ -484,7 +514,7 @@ def instance_norm(
         dtype: dtype of scale and bias.
 
     Raises:
-        TypeError: an argument is of the wrong type, or x is not floating.
+        TypeError: an argument is of the wrong type, or x is not real and floating.
         ValueError: x has no spatial axis, or does not fit the parameters.
 
     Source: Ulyanov et al., "Instance normalization", 2016.
@@ -507,4 +537,4 @@ def instance_norm(
         bias_initializer if use_bias else None,
         dtype,
     )
-    return params, State((), InstanceNormConfig(epsilon, data_format))
+    return params, State((), InstanceNormConfig(epsilon, data_format, _absent(params)))

@@ -44,7 +44,9 @@ def apply_global_avg_pool(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], GlobalAvgPoolConfig]]:
     """Return the mean of every channel: see `mlax.Apply` and `mlax.global_avg_pool`."""
-    axes = _spatial_axes("global_avg_pool", state.config.data_format, x)
+    config = arguments.config_of("global_avg_pool", state, GlobalAvgPoolConfig)
+    x = arguments.array("global_avg_pool", x)
+    axes = _spatial_axes("global_avg_pool", config.data_format, x)
     dtype = _mean_dtype(x)
     return jnp.mean(x, axes, jnp.promote_types(dtype, jnp.float32)).astype(dtype), state
 
@@ -93,7 +95,10 @@ def apply_adaptive_avg_pool(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], AdaptiveAvgPoolConfig]]:
     """Return the mean of every window: see `mlax.Apply` and `mlax.adaptive_avg_pool`."""
-    output_shape, data_format = state.config
+    output_shape, data_format = arguments.config_of(
+        "adaptive_avg_pool", state, AdaptiveAvgPoolConfig
+    )
+    x = arguments.array("adaptive_avg_pool", x)
     axes = _spatial_axes("adaptive_avg_pool", data_format, x)
     arguments.per_axis("adaptive_avg_pool", "output_shape", output_shape, len(axes))
     dtype = _mean_dtype(x)

@@ -14,7 +14,6 @@ from mlax.combinators.child import (
     Child,
     apply_child,
     apply_keys,
-    config_of,
     init_child,
     init_keys,
     require_layer,
@@ -54,7 +53,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, StochasticDepthConfig]]:
     """Return the output of the layer, or zeros: see `mlax.Apply` and `mlax.stochastic_depth`."""
-    child, rate = config_of("stochastic_depth", state, StochasticDepthConfig)
+    child, rate = arguments.config_of("stochastic_depth", state, StochasticDepthConfig)
     layer_rng, drop_rng = apply_keys(rng, [child.needs_rng, True])
     y, variables = apply_child(
         "stochastic_depth",

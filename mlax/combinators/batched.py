@@ -15,7 +15,6 @@ from mlax.combinators.child import (
     Child,
     any_needs_rng,
     apply_child,
-    config_of,
     has_path,
     init_child,
     init_keys,
@@ -62,7 +61,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, BatchedConfig]]:
     """Return the outputs of all examples: see `mlax.Apply` and `mlax.batched`."""
-    child, axis_name, state_axis = config_of("batched", state, BatchedConfig)
+    child, axis_name, state_axis = arguments.config_of("batched", state, BatchedConfig)
     size = _batch_size(x)
     keys = None
     if rng is not None and child.needs_rng:

@@ -15,7 +15,6 @@ from mlax.combinators.child import (
     Child,
     any_needs_rng,
     apply_child,
-    config_of,
     init_child,
     init_keys,
     require_layer,
@@ -62,7 +61,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, CastConfig]]:
     """Return the output of the layer: see `mlax.Apply` and `mlax.cast`."""
-    child, compute_dtype, output_dtype = config_of("cast", state, CastConfig)
+    child, compute_dtype, output_dtype = arguments.config_of("cast", state, CastConfig)
     y, variables = apply_child(
         "cast",
         child,
@@ -124,5 +123,6 @@ def _cast(tree: Any, dtype: DTypeLike | None) -> Any:
     if dtype is None:
         return tree
     return jax.tree.map(
-        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+        lambda a: jnp.asarray(a, dtype) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a,
+        tree,
     )

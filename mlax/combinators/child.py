@@ -13,23 +13,22 @@ params and variables of that layer, and the key None.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mlax import arguments
+from mlax.equality import by_parts
 from mlax.pair import AxisName, Key, Layer, State, needs_rng
 
-C = TypeVar("C", bound=Hashable)
-
 AnyLayer: TypeAlias = Layer[Any, Any, Any, Any]
-ANOTHER_MODEL = "is it that of another model?"
 
 ChildKey: TypeAlias = int | str | None
 
 
+@by_parts
 class Child(NamedTuple):
     """What stays of a layer in the config of the combinator that holds it."""
 
@@ -44,9 +43,9 @@ class Child(NamedTuple):
     config: Hashable
     """The config of its state, or `Foreign`."""
     params_type: type | None
-    """The type of its parameters, None if they are an array."""
+    """The type of its parameters, None if they are a leaf, `Nothing` if there are none."""
     variables_type: type | None
-    """The type of its variables, None if they are an array."""
+    """The type of its variables, None if they are a leaf, `Nothing` if there are none."""
 
 
 ChildrenState: TypeAlias = State[Any, tuple[Child, ...]]
@@ -58,6 +57,10 @@ DictState: TypeAlias = State[dict[str, Any], tuple[Child, ...]]
 
 class Foreign:
     """Stands for the config of a layer whose state is not a `State`: all of it is variables."""
+
+
+class Nothing:
+    """Stands for the type of parameters or variables that are `()`."""
 
 
 def init_keys(rng: Key, count: int) -> list[Key]:
@@ -166,10 +169,10 @@ def shapes(x: Any) -> Any:
 def require_copies(owner: str, params: Any, count: int) -> None:
     """Require arrays with a leading axis of that many copies."""
     for leaf in jax.tree.leaves(params):
-        if leaf.shape[:1] != (count,):
+        if np.shape(leaf)[:1] != (count,):
             wanted = f"stacked on a leading axis of {count}"
-            got = f"an array of shape {leaf.shape}"
-            raise ValueError(arguments.message(owner, "params", wanted, got, ANOTHER_MODEL))
+            got = f"an array of shape {np.shape(leaf)}"
+            raise ValueError(arguments.message(owner, "params", wanted, got, arguments.ANOTHER_MODEL))
 
 
 def output_shape(owner: str, child: Child, params: Any, variables: Any, x: Any, rng: Key) -> Any:
@@ -193,22 +196,13 @@ def joined_state(children: tuple[Child, ...], variables: Sequence[Any]) -> Child
     return State(() if stateless else packed(children, variables), children)
 
 
-def config_of(owner: str, state: object, wanted: type[C]) -> C:
-    """Return the config of a state, and require that it is one of this combinator."""
-    if not isinstance(state, State) or type(state.config) is not wanted:
-        got = f"one of {type(state.config if isinstance(state, State) else state).__name__}"
-        text = arguments.message(owner, "state", "what init returned", got, ANOTHER_MODEL)
-        raise TypeError(text)
-    return state.config
-
-
 def split(owner: str, params: Any, state: ChildrenState) -> list[tuple[Child, Any, Any]]:
     """Return each child with its params and its variables, and require that they are there."""
-    keys = [child.key for child in config_of(owner, state, tuple)]
+    keys = [child.key for child in arguments.config_of(owner, state, tuple)]
     variables = [()] * len(keys)
     if state.variables:
-        variables = entries(owner, "state.variables", state.variables, keys, ANOTHER_MODEL)
-    params = entries(owner, "params", params, keys, ANOTHER_MODEL)
+        variables = entries(owner, "state.variables", state.variables, keys, arguments.ANOTHER_MODEL)
+    params = entries(owner, "params", params, keys, arguments.ANOTHER_MODEL)
     return list(zip(state.config, params, variables, strict=True))
 
 
@@ -241,15 +235,22 @@ def packed(children: Sequence[Child], values: Sequence[Any]) -> Any:
 
 
 def _container_type(value: Any) -> type | None:
-    """Return the type of a container; arrays of all kinds stand for each other."""
-    return None if isinstance(value, jax.Array | np.ndarray | np.generic) else type(value)
+    """Return the type of a container; leaves of all kinds stand for each other."""
+    if jax.tree_util.all_leaves([value]):
+        return None
+    return Nothing if type(value) is tuple and not value else type(value)
 
 
 def _require_type(kind: str, name: str, value: Any, wanted: type | None) -> None:
     """Require the container that `init` made."""
-    if wanted is not None and not isinstance(value, wanted):
+    if wanted is Nothing:
+        if type(value) is not tuple or value:
+            got = f"{len(value)} entries" if type(value) is tuple else type(value).__name__
+            raise TypeError(arguments.message(kind, name, "()", got, arguments.ANOTHER_MODEL))
+    elif wanted is not None and not isinstance(value, wanted):
         got = type(value).__name__
-        raise TypeError(arguments.message(kind, name, f"a {wanted.__name__}", got, ANOTHER_MODEL))
+        text = arguments.message(kind, name, f"a {wanted.__name__}", got, arguments.ANOTHER_MODEL)
+        raise TypeError(text)
 
 
 def require_equal_shapes(owner: str, wanted: Any, got: Any, what: str, way_out: str = "") -> None:

@@ -8,10 +8,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
+from mlax import arguments
 from mlax.combinators.child import (
     Child,
     apply_child,
-    config_of,
     init_child,
     require_layer,
 )
@@ -41,7 +41,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, ComposedConfig]]:
     """Return the output of the layer that was made: see `mlax.Apply`."""
-    name, child = config_of("composed", state, ComposedConfig)
+    name, child = arguments.config_of("composed", state, ComposedConfig)
     y, variables = apply_child(
         name, child, params, state.variables, x, rng, inference_mode, batch_axis_name
     )

@@ -13,7 +13,6 @@ from mlax.combinators.child import (
     Child,
     any_needs_rng,
     apply_child,
-    config_of,
     copy_keys,
     require_copies,
     require_layer,
@@ -54,7 +53,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, EnsembleConfig]]:
     """Return the outputs of all members: see `mlax.Apply` and `mlax.ensemble`."""
-    child, n = config_of("ensemble", state, EnsembleConfig)
+    child, n = arguments.config_of("ensemble", state, EnsembleConfig)
     require_copies("ensemble", params, n)
     keys = copy_keys(rng, n) if rng is not None and child.needs_rng else None
 
@@ -75,7 +74,8 @@ def apply(
 def ensemble(rng: Key, x: Any, layer: AnyLayer, n: int) -> tuple[Any, State[Any, EnsembleConfig]]:
     """n members of a layer, each with parameters of its own, on one input by `jax.vmap`.
 
-    Member i is initialised with fold_in(rng, i), and gets fold_in(rng, i) if it needs a key.
+    Member i is initialised with fold_in(rng, i). If the layer needs a key, member i gets
+    fold_in(rng, i), and a single member `rng` itself, as the children of `mlax.series` do.
 
     Args:
         layer: any layer.

@@ -29,6 +29,7 @@ def apply_add(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], AddConfig]]:
     """Return the sum of the entries: see `mlax.Apply` and `mlax.add`."""
+    arguments.config_of("add", state, AddConfig)
     entries = _entries("add", x)
     if len({entry.shape for entry in entries}) != 1:
         raise ValueError(_unequal("add", "entries of one shape", entries))
@@ -62,8 +63,9 @@ def apply_concatenate(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], ConcatenateConfig]]:
     """Return the entries one after the other: see `mlax.Apply` and `mlax.concatenate`."""
+    config = arguments.config_of("concatenate", state, ConcatenateConfig)
     entries = _entries("concatenate", x)
-    (axis,) = arguments.canonical_axes("concatenate", state.config.axis, entries[0].ndim)
+    (axis,) = arguments.canonical_axes("concatenate", config.axis, entries[0].ndim)
     if len({(e.ndim, *e.shape[:axis], *e.shape[axis + 1 :]) for e in entries}) != 1:
         raise ValueError(_unequal("concatenate", f"one shape but for axis {axis}", entries))
     return jnp.concatenate(entries, axis), state

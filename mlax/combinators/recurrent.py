@@ -15,7 +15,6 @@ from mlax.combinators.child import (
     Child,
     any_needs_rng,
     apply_child,
-    config_of,
     init_child,
     init_keys,
     require_layer,
@@ -62,7 +61,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[tuple[Any, Any], State[Any, RecurrentConfig]]:
     """Return the outputs of all steps and the last carry: see `mlax.Apply` and `mlax.recurrent`."""
-    cell, reverse, unroll = config_of("recurrent", state, RecurrentConfig)
+    cell, reverse, unroll = arguments.config_of("recurrent", state, RecurrentConfig)
     xs, h = _pair("x", "(xs, h)", x)
     length = arguments.leading_length("recurrent", "xs", xs, "time")
     use_key = rng is not None and cell.needs_rng

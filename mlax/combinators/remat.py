@@ -14,11 +14,11 @@ from mlax.combinators.child import (
     Child,
     any_needs_rng,
     apply_child,
-    config_of,
     init_child,
     init_keys,
     require_layer,
 )
+from mlax.equality import by_parts
 from mlax.pair import AxisName, Key, Layer, PairBase, State
 
 P = TypeVar("P")
@@ -28,6 +28,7 @@ Y = TypeVar("Y")
 Policy = Callable[..., bool]
 
 
+@by_parts
 class RematConfig(NamedTuple):
     """Configuration of `remat`."""
 
@@ -56,7 +57,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, RematConfig]]:
     """Return the output of the layer: see `mlax.Apply` and `mlax.remat`."""
-    child, policy = config_of("remat", state, RematConfig)
+    child, policy = arguments.config_of("remat", state, RematConfig)
 
     def run(params: Any, variables: Any, x: Any, rng: Key | None) -> tuple[Any, Any]:
         return apply_child(

@@ -15,7 +15,6 @@ from mlax.combinators.child import (
     Child,
     any_needs_rng,
     apply_child,
-    config_of,
     copy_keys,
     output_shape,
     require_copies,
@@ -24,6 +23,7 @@ from mlax.combinators.child import (
     shapes,
     stacked_children,
 )
+from mlax.equality import by_parts
 from mlax.pair import AxisName, Key, Layer, PairBase, State
 
 P = TypeVar("P")
@@ -32,6 +32,7 @@ X = TypeVar("X")
 Policy = Callable[..., bool]
 
 
+@by_parts
 class RepeatConfig(NamedTuple):
     """Configuration of `repeat`."""
 
@@ -71,7 +72,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, RepeatConfig]]:
     """Return the output of the last copy: see `mlax.Apply` and `mlax.repeat`."""
-    child, n, unroll, remat, policy = config_of("repeat", state, RepeatConfig)
+    child, n, unroll, remat, policy = arguments.config_of("repeat", state, RepeatConfig)
     require_copies("repeat", params, n)
     keys = copy_keys(rng, n) if rng is not None and child.needs_rng else None
 
@@ -108,7 +109,8 @@ def repeat(
     """n copies of a layer in series, each with parameters of its own, run by `jax.lax.scan`.
 
     The copies have the keys, parameters and results that n layers in `mlax.series` would
-    have, but they are traced and compiled once, however many they are.
+    have, but they are traced and compiled once, however many they are. (Keys of a kind whose
+    bits depend on `jax.vmap`, as "rbg", give other parameters.)
 
     Args:
         layer: layer whose output has the shapes and dtypes of its input.

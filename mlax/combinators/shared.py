@@ -18,13 +18,13 @@ from mlax.combinators.child import (
     Child,
     any_needs_rng,
     apply_child,
-    config_of,
     init_child,
     init_keys,
     require_equal_shapes,
     require_layer,
     shapes,
 )
+from mlax.equality import by_parts
 from mlax.pair import AxisName, Key, Layer, PairBase, State, layer
 
 P = TypeVar("P")
@@ -51,6 +51,14 @@ class SharedConfig(NamedTuple):
     """What is kept of the composition."""
     hole: int
     """The number of the holes that the layer leaves."""
+
+
+@by_parts
+class ReuseConfig(NamedTuple):
+    """Configuration of `reuse`."""
+
+    fn: Callable[[Any, Any], Any]
+    """Function of the shared parameters and x."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["maker"])
@@ -87,7 +95,7 @@ def _apply_tied(
     inference_mode: bool = False,
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, Hashable]]:
-    child = config_of("shared", state, Child)
+    child = arguments.config_of("shared", state, Child)
     y, variables = apply_child(
         "shared", child, params.params, state.variables, x, rng, inference_mode, batch_axis_name
     )
@@ -108,13 +116,14 @@ def tied(rng: Key, x: Any, maker: _Maker, layer: AnyLayer) -> tuple[_Tied, State
 
 def _apply_reuse(
     params: _Tied,
-    state: State[tuple[()], Callable[[Any, Any], Any]],
+    state: State[tuple[()], ReuseConfig],
     x: Any,
     rng: Key | None = None,
     inference_mode: bool = False,
     batch_axis_name: AxisName = (),
-) -> tuple[Any, State[tuple[()], Callable[[Any, Any], Any]]]:
-    return state.config(params.params, x), state
+) -> tuple[Any, State[tuple[()], ReuseConfig]]:
+    config = arguments.config_of("reuse", state, ReuseConfig)
+    return config.fn(params.params, x), state
 
 
 def _require_tied(owner: str, name: str, value: Any) -> None:
@@ -131,7 +140,7 @@ def _maker_of(tied: AnyLayer) -> Any:
 @layer(_apply_reuse, checks={"tied": _require_tied, "fn": arguments.check_callable})
 def reuse(
     rng: Key, x: Any, tied: AnyLayer, fn: Callable[[Any, Any], Any]
-) -> tuple[_Tied, State[tuple[()], Callable[[Any, Any], Any]]]:
+) -> tuple[_Tied, State[tuple[()], ReuseConfig]]:
     """Another function of the parameters of a shared layer: y = fn(params, x).
 
     Args:
@@ -156,7 +165,7 @@ def reuse(
     maker: _Maker = _maker_of(tied)
     if not maker.made:
         raise ValueError("reuse: expected the shared layer to stand before it, got no parameters")
-    return _Tied(maker.params, maker), State((), fn)
+    return _Tied(maker.params, maker), State((), ReuseConfig(fn))
 
 
 class Shared(PairBase[SharedParams, State[Any, SharedConfig], Any, Any]):
@@ -180,7 +189,8 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, SharedConfig]]:
     """Return the output of the composition: see `mlax.Apply` and `mlax.shared`."""
-    child, number = config_of("shared", state, SharedConfig)
+    child, number = arguments.config_of("shared", state, SharedConfig)
+    arguments.require_params("shared", params, SharedParams)
 
     def filled(node: Any) -> Any:
         return _Tied(params.shared) if node == _Hole(number) else node
@@ -242,11 +252,8 @@ def shared(
     maker.params = None
     if not made:
         raise ValueError("shared: expected the composition to use the layer, got one without it")
-    if jax.tree.leaves(shapes(made[0])) != jax.tree.leaves(maker.shapes):
-        raise ValueError(
-            "shared: expected the layer outside of what makes copies of it, got one set of "
-            "parameters for each copy; put mlax.repeat or mlax.ensemble around mlax.shared"
-        )
+    for place in made:
+        _require_one_set(maker.shapes, shapes(place))
     number = 1 + max((node.number for node in places if isinstance(node, _Hole)), default=-1)
 
     def emptied(node: Any) -> Any:
@@ -254,3 +261,18 @@ def shared(
 
     rest = jax.tree.map(emptied, params, is_leaf=is_place)
     return SharedParams(made[0], rest), State(variables, SharedConfig(child, number))
+
+
+def _require_one_set(made: Any, kept: Any) -> None:
+    """Require that the parameters came out of the composition as the layer made them."""
+    for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(kept), strict=True):
+        if one.shape != other.shape:
+            raise ValueError(
+                "shared: expected the layer outside of what makes copies of it, got one set of "
+                "parameters for each copy; put mlax.repeat or mlax.ensemble around mlax.shared"
+            )
+        if one.dtype != other.dtype:
+            raise ValueError(
+                f"shared: expected the parameters to stay in {one.dtype.name} at every place, got "
+                f"{other.dtype.name}; put mlax.cast around the layer that is given to mlax.shared"
+            )

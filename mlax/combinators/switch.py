@@ -15,7 +15,6 @@ from mlax.combinators.child import (
     apply_child,
     apply_keys,
     collected,
-    config_of,
     init_child,
     init_keys,
     joined_state,
@@ -25,11 +24,13 @@ from mlax.combinators.child import (
     shapes,
     split,
 )
+from mlax.equality import by_parts
 from mlax.pair import AxisName, Key, State, layer
 
 IndexFn = Callable[[Any], jax.Array]
 
 
+@by_parts
 class SwitchConfig(NamedTuple):
     """Configuration of `switch`."""
 
@@ -48,7 +49,7 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, SwitchConfig]]:
     """Return the output of the chosen layer: see `mlax.Apply` and `mlax.switch`."""
-    index_fn, layers = config_of("switch", state, SwitchConfig)
+    index_fn, layers = arguments.config_of("switch", state, SwitchConfig)
     children = split("switch", params, State(state.variables, layers))
     keys = apply_keys(rng, [child.needs_rng for child in layers])
 

@@ -40,7 +40,10 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], BiasConfig]]:
     """Return x + bias: see `mlax.Apply` and `mlax.bias`."""
-    return x + arguments.along_features("bias", params.bias, state.config.in_features, x), state
+    config = arguments.config_of("bias", state, BiasConfig)
+    arguments.require_params("bias", params, BiasParams)
+    x = arguments.array("bias", x)
+    return x + arguments.along_features("bias", params.bias, config.in_features, x), state
 
 
 @layer(

@@ -59,8 +59,11 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], ConvConfig]]:
     """Return x convolved with the kernel: see `mlax.Apply` and `mlax.conv`."""
-    config = state.config
+    config = arguments.config_of("conv", state, ConvConfig)
+    arguments.require_params("conv", params, ConvParams)
+    x = arguments.array("conv", x)
     x_spec, kernel_spec, y_spec = config.specs
+    arguments.require_axes("conv", "params.kernel", params.kernel, len(kernel_spec))
     in_channels = params.kernel.shape[kernel_spec.index("I")] * config.feature_group_count
     if x.ndim != len(x_spec) or x.shape[x_spec.index("C")] != in_channels:
         raise ValueError(
@@ -69,7 +72,7 @@ def apply(
             "map a batch axis with jax.vmap"
         )
     arguments.require_castable("conv", x, params.kernel.dtype)
-    y = lax.conv_general_dilated(
+    y: jax.Array = lax.conv_general_dilated(
         jnp.expand_dims(x, 0),
         params.kernel.astype(x.dtype),
         config.strides,
@@ -82,6 +85,7 @@ def apply(
         config.precision,
         config.accum_dtype,
     )
+    arguments.require_output("conv", x, y)
     return jnp.squeeze(y, 0), state
 
 

@@ -27,10 +27,11 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], DropoutConfig]]:
     """Return x with elements set to zero: see `mlax.Apply` and `mlax.dropout`."""
+    config = arguments.config_of("dropout", state, DropoutConfig)
     if inference_mode:
         return x, state
     key = arguments.required_key("dropout", rng)
-    return functional.dropout(x, key, state.config.rate, state.config.axis), state
+    return functional.dropout(x, key, config.rate, config.axis), state
 
 
 @layer(

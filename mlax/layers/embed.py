@@ -37,6 +37,9 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], EmbedConfig]]:
     """Return the rows of the embedding: see `mlax.Apply` and `mlax.embed`."""
+    arguments.config_of("embed", state, EmbedConfig)
+    arguments.require_params("embed", params, EmbedParams)
+    arguments.require_axes("embed", "params.embedding", params.embedding, 2)
     arguments.require_integers("embed", x)
     indices = x.astype(jnp.int32) if x.dtype.itemsize < 4 else x  # int8 holds no large vocab_size
     return params.embedding.at[indices].get(mode="fill"), state

@@ -7,28 +7,31 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from mlax import arguments
-from mlax.equality import equal
+from mlax.equality import by_parts
 from mlax.pair import AxisName, Key, State, layer
 
 
 def _reduce_by_name(function: Any) -> str | tuple[Any, ...]:
     """Pickle a function of jax by its name; others as they would be."""
     found: Any = sys.modules.get(function.__module__)
-    for name in function.__qualname__.split("."):
+    qualname: str = getattr(function, "__qualname__", function.__name__)
+    for name in qualname.split("."):
         found = getattr(found, name, None)
     if found is function and function.__module__.startswith("jax."):
-        return str(function.__qualname__)
+        return qualname
     reduced: str | tuple[Any, ...] = object.__reduce_ex__(function, 4)
     return reduced
 
 
-# Without this jax.nn.relu and jax.numpy.ravel, and so the state of f, cannot be pickled.
-for _type in (jax.custom_jvp, jax.custom_vjp, type(jax.jit(lambda x: x))):
+# Without this jax.nn.relu, jax.numpy.ravel, jax.numpy.add, and so the state of f, cannot be pickled.
+for _type in (jax.custom_jvp, jax.custom_vjp, type(jax.jit(lambda x: x)), jnp.ufunc):
     copyreg.pickle(_type, _reduce_by_name)
 
 
+@by_parts
 class FConfig(NamedTuple):
     """Configuration of `f` and `f_rng`."""
 
@@ -36,18 +39,6 @@ class FConfig(NamedTuple):
     """What is called in training."""
     infer_fn: Callable[..., Any]
     """What is called in inference."""
-
-    def __eq__(self, other: object) -> bool:
-        """Return whether the functions are equal; partials are if their parts are."""
-        return isinstance(other, FConfig) and equal(tuple(self), tuple(other))
-
-    def __ne__(self, other: object) -> bool:
-        """Return whether they are not equal. A tuple has an answer of its own."""
-        return not self == other
-
-    def __hash__(self) -> int:
-        """Return the hash of the functions, without what partials hold."""
-        return hash(tuple(getattr(function, "func", function) for function in self))
 
 
 def apply(
@@ -59,7 +50,8 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[tuple[()], FConfig]]:
     """Return the value of the function at x: see `mlax.Apply` and `mlax.f`."""
-    return _call(state.config, inference_mode, batch_axis_name, x), state
+    config = arguments.config_of("f", state, FConfig)
+    return _call(config, inference_mode, batch_axis_name, x), state
 
 
 @layer(
@@ -103,9 +95,10 @@ def apply_rng(
     batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[tuple[()], FConfig]]:
     """Return the value of the function at x and rng: see `mlax.Apply` and `mlax.f_rng`."""
+    config = arguments.config_of("f_rng", state, FConfig)
     if not inference_mode:
         arguments.required_key("f_rng", rng)
-    return _call(state.config, inference_mode, batch_axis_name, x, rng), state
+    return _call(config, inference_mode, batch_axis_name, x, rng), state
 
 
 @layer(

@@ -44,7 +44,9 @@ def matmul(
     accum_dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Return x @ kernel, the kernel in the dtype of x, and require that they fit."""
+    x = arguments.array(owner, x)
     arguments.require_rank(owner, x, 1)
+    arguments.require_axes(owner, "params.kernel", kernel, 2)
     if x.shape[-1] != kernel.shape[0]:
         raise ValueError(
             f"{owner}: expected x with {kernel.shape[0]} features in its last axis, as the "
@@ -65,7 +67,8 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], LinearConfig]]:
     """Return x @ kernel: see `mlax.Apply` and `mlax.linear`."""
-    precision, accum_dtype, transposed_kernel = state.config
+    precision, accum_dtype, transposed_kernel = arguments.config_of("linear", state, LinearConfig)
+    arguments.require_params("linear", params, LinearParams)
     kernel = params.kernel.T if transposed_kernel else params.kernel
     return matmul("linear", x, kernel, precision, accum_dtype), state
 

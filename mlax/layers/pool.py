@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from mlax import arguments, functional
 from mlax.arguments import Padding, Shaped, Sizes
+from mlax.equality import by_parts
 from mlax.pair import AxisName, Key, State, layer
 
 
@@ -33,6 +34,7 @@ class WindowConfig(NamedTuple):
     """Which axis holds the channels."""
 
 
+@by_parts
 class PoolConfig(NamedTuple):
     """Configuration of `pool`."""
 
@@ -86,7 +88,8 @@ def apply_max_pool(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], WindowConfig]]:
     """Return the largest element of every window: see `mlax.Apply` and `mlax.max_pool`."""
-    return functional.max_pool(x, *state.config), state
+    windows = arguments.config_of("max_pool", state, WindowConfig)
+    return functional.max_pool(x, *windows), state
 
 
 @layer(apply_max_pool, checks=CHECKS)
@@ -125,7 +128,8 @@ def apply_avg_pool(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], WindowConfig]]:
     """Return the mean of every window: see `mlax.Apply` and `mlax.avg_pool`."""
-    return functional.avg_pool(x, *state.config), state
+    windows = arguments.config_of("avg_pool", state, WindowConfig)
+    return functional.avg_pool(x, *windows), state
 
 
 @layer(apply_avg_pool, checks=CHECKS)
@@ -164,7 +168,8 @@ def apply_sum_pool(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], WindowConfig]]:
     """Return the sum of every window: see `mlax.Apply` and `mlax.sum_pool`."""
-    return functional.sum_pool(x, *state.config), state
+    windows = arguments.config_of("sum_pool", state, WindowConfig)
+    return functional.sum_pool(x, *windows), state
 
 
 @layer(apply_sum_pool, checks=CHECKS)
@@ -203,7 +208,7 @@ def apply_pool(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], PoolConfig]]:
     """Return every window reduced: see `mlax.Apply` and `mlax.pool`."""
-    init_value, reduce_fn, windows = state.config
+    init_value, reduce_fn, windows = arguments.config_of("pool", state, PoolConfig)
     return functional.pool(x, init_value, reduce_fn, *windows), state
 
 

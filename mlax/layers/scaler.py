@@ -40,7 +40,10 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], ScalerConfig]]:
     """Return x * scale: see `mlax.Apply` and `mlax.scaler`."""
-    scale = arguments.along_features("scaler", params.scale, state.config.in_features, x)
+    config = arguments.config_of("scaler", state, ScalerConfig)
+    arguments.require_params("scaler", params, ScalerParams)
+    x = arguments.array("scaler", x)
+    scale = arguments.along_features("scaler", params.scale, config.in_features, x)
     return x * scale, state
 
 

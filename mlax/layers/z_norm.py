@@ -39,6 +39,39 @@ class ZNormConfig(NamedTuple):
     """The share of the old statistics in the new ones."""
 
 
+def normalize(
+    owner: str,
+    running: ZNormVariables,
+    x: jax.Array,
+    axes: tuple[int, ...],
+    epsilon: float,
+    momentum: float,
+    inference_mode: bool,
+    batch_axis_name: AxisName,
+) -> tuple[jax.Array, ZNormVariables]:
+    """Return x normalised over `axes` and the batch, and the next running statistics."""
+    arguments.require_real(owner, x)
+    shape = tuple(length for i, length in enumerate(x.shape) if i not in axes)
+    if running.mean.shape != shape:
+        raise ValueError(
+            f"{owner}: expected x to fit running statistics of shape {running.mean.shape} when "
+            f"it is normalised over axes {axes}, got shape {x.shape}"
+        )
+    if inference_mode:
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        mean, variance = (value.astype(dtype) for value in running)
+        centred = x.astype(dtype) - jnp.expand_dims(mean, axes)
+        return scale_to_unit(centred, variance, axes, epsilon, x.dtype), running
+
+    centred, mean, variance = statistics(owner, x, axes, batch_axis_name)
+
+    def updated(old: jax.Array, new: jax.Array) -> jax.Array:
+        return (momentum * old.astype(new.dtype) + (1 - momentum) * new).astype(old.dtype)
+
+    y = scale_to_unit(centred, variance, axes, epsilon, x.dtype)
+    return y, ZNormVariables(updated(running.mean, mean), updated(running.var, variance))
+
+
 def apply(
     params: tuple[()],
     state: State[ZNormVariables, ZNormConfig],
@@ -48,30 +81,13 @@ def apply(
     batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[ZNormVariables, ZNormConfig]]:
     """Return x normalised: see `mlax.Apply` and `mlax.z_norm`."""
-    axis, epsilon, momentum = state.config
-    arguments.require_array("z_norm", x)
+    axis, epsilon, momentum = arguments.config_of("z_norm", state, ZNormConfig)
+    x = arguments.array("z_norm", x)
     axes = arguments.normalized_axes("z_norm", axis, x.ndim)
-    running = state.variables
-    shape = tuple(length for i, length in enumerate(x.shape) if i not in axes)
-    if running.mean.shape != shape:
-        raise ValueError(
-            f"z_norm: expected x to fit statistics of shape {running.mean.shape} when axis is "
-            f"{axis!r}, got shape {x.shape}"
-        )
-    if inference_mode:
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
-        mean, variance = (value.astype(dtype) for value in running)
-        centred = x.astype(dtype) - jnp.expand_dims(mean, axes)
-        return scale_to_unit(centred, variance, axes, epsilon, x.dtype), state
-
-    centred, mean, variance = statistics("z_norm", x, axes, batch_axis_name)
-
-    def updated(old: jax.Array, new: jax.Array) -> jax.Array:
-        return (momentum * old.astype(new.dtype) + (1 - momentum) * new).astype(old.dtype)
-
-    variables = ZNormVariables(updated(running.mean, mean), updated(running.var, variance))
-    y = scale_to_unit(centred, variance, axes, epsilon, x.dtype)
-    return y, State(variables, state.config)
+    y, variables = normalize(
+        "z_norm", state.variables, x, axes, epsilon, momentum, inference_mode, batch_axis_name
+    )
+    return y, state if inference_mode else State(variables, state.config)
 
 
 @layer(
@@ -112,7 +128,7 @@ def z_norm(
         dtype: dtype of the running statistics.
 
     Raises:
-        TypeError: an argument is of the wrong type.
+        TypeError: an argument is of the wrong type, or x is complex.
         ValueError: `axis` is an unknown string or outside x, or x does not fit the statistics.
 
     Source: Ioffe and Szegedy, "Batch normalization", 2015.
@@ -126,7 +142,7 @@ def z_norm(
     >>> state.variables.mean
     Array([0.2], dtype=float32)
     """
-    arguments.require_array("z_norm", x)
+    arguments.require_real("z_norm", x)
     axes = arguments.normalized_axes("z_norm", axis, len(x.shape))
     shape = tuple(length for i, length in enumerate(x.shape) if i not in axes)
     keys = (jax.random.fold_in(rng, i) for i in range(2))

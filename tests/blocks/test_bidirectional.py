@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import mlax
+from mlax import Layer
 from mlax.blocks.bidirectional import bidirectional
 from mlax.blocks.cells import gru_cell, rnn_cell
 from tests.blocks.oracle import KEY, assert_close, assert_layer_equals, normal
@@ -92,3 +93,12 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="rnn_cell: expected h to be of shape") as info:
         bidirectional(rnn_cell(3), rnn_cell(4)).init(KEY, x)
     assert any("backward" in note for note in info.value.__notes__)
+
+
+def test_outputs_without_an_axis_of_features_raise() -> None:
+    total: Layer[Any, Any, Any, Any] = mlax.f(lambda xh: (xh[0] + xh[1],) * 2)
+    model = bidirectional(total, total)
+    x = jnp.arange(1.0, 5.0), (jnp.zeros(()), jnp.zeros(()))
+    params, state = model.init(KEY, x)
+    with pytest.raises(ValueError, match="bidirectional: expected y to be an array with at least 1"):
+        model.apply(params, state, x)

@@ -142,8 +142,30 @@ def test_errors() -> None:
         lstm_cell(3).init(KEY, (good[0], (good[1], normal(1))))
     with pytest.raises(TypeError, match="rnn_cell: expected x to be of a floating dtype"):
         rnn_cell(3).init(KEY, (jnp.ones(2, jnp.int32), good[1]))
+    with pytest.raises(TypeError, match="gru_cell: expected h to be an array, got tuple"):
+        gru_cell(3).init(KEY, (good[0], (good[1], good[1])))
     params, state = rnn_cell.init(KEY, good, 3)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), params)
+    with pytest.raises(ValueError, match="rnn_cell: expected params.kernel to be of 2 axes"):
+        rnn_cell.apply(stacked, state, good)
     with pytest.raises(ValueError, match="rnn_cell: expected x with 2 features in its last axis"):
         rnn_cell.apply(params, state, (normal(5), good[1]))
     with pytest.raises(ValueError, match=r"rnn_cell: expected h to be of shape \(4, 3\)"):
         rnn_cell.apply(params, state, (normal(4, 2), good[1]))
+
+
+@pytest.mark.parametrize("cell", [rnn_cell(3), lstm_cell(3), gru_cell(3)], ids=repr)
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64])
+def test_a_carry_that_would_cut_the_numbers_raises(
+    cell: Layer[Any, Any, Any, Any], dtype: Any
+) -> None:
+    zeros = jnp.zeros(3)
+    is_lstm = "lstm" in repr(cell)
+    params, state = cell.init(KEY, (normal(2), (zeros, zeros) if is_lstm else zeros))
+    cut = zeros.astype(dtype)
+    x = (normal(2), (zeros, cut) if is_lstm else cut)
+    wanted = r"expected [hc] to be of a floating dtype.*zeros\(\(3"
+    with pytest.raises(TypeError, match=wanted):
+        cell.init(KEY, x)
+    with pytest.raises(TypeError, match=wanted):
+        cell.apply(params, state, x)

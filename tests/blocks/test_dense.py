@@ -84,3 +84,28 @@ def test_bias_that_does_not_fit_the_kernel_raises() -> None:
         wrong = DenseParams(params.kernel, jnp.ones(shape))
         with pytest.raises(ValueError, match=r"^dense: expected bias .*\(2,\).*got shape"):
             dense.apply(wrong, state, jnp.ones(3))
+
+
+def test_parameters_of_another_model_raise() -> None:
+    x = jnp.ones(3)
+    (full, with_bias), (bare, without_bias) = (dense.init(KEY, x, 3, use) for use in (True, False))
+    with pytest.raises(TypeError, match="^dense: expected params.bias to be an array, got None"):
+        dense.apply(bare, with_bias, x)
+    with pytest.raises(TypeError, match="^dense: expected params.bias to be None, got .*Array"):
+        dense.apply(full, without_bias, x)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), bare)
+    with pytest.raises(
+        ValueError, match=r"^dense: expected params.kernel to be of 2 axes, .*\(3, 3"
+    ):
+        dense.apply(stacked, without_bias, x)
+
+
+def test_integers_with_a_floating_bias_raise() -> None:
+    x = jnp.ones(3, jnp.int32)
+    params, state = dense.init(
+        KEY, x, 2, kernel_initializer=jax.nn.initializers.ones, dtype=jnp.int32
+    )
+    assert params.bias is not None
+    wrong = params._replace(bias=params.bias + 0.9)
+    with pytest.raises(TypeError, match="^dense: expected x to be of a floating dtype"):
+        dense.apply(wrong, state, x)

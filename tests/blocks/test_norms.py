@@ -152,7 +152,7 @@ def test_without_scale_or_bias(
     x = normal(4, 2)
     groups = {"groups": 1} if pair is group_norm else {}
     params, state = pair.bind(**groups).init(KEY, x)
-    reduced, _ = pair.bind(use_scale=use_scale, use_bias=use_bias, **groups).init(KEY, x)
+    reduced, reduced_state = pair.bind(use_scale=use_scale, use_bias=use_bias, **groups).init(KEY, x)
     assert (reduced.scale is not None, reduced.bias is not None) == (use_scale, use_bias)
     assert len(jax.tree.leaves(reduced)) == use_scale + use_bias
     scale, bias = jnp.array([2.0, 3.0]), jnp.array([1.0, 5.0])
@@ -162,7 +162,7 @@ def test_without_scale_or_bias(
     reduced = reduced._replace(
         scale=scale if use_scale else None, bias=bias if use_bias else None
     )
-    assert_close(pair.apply(reduced, state, x)[0], pair.apply(full, state, x)[0])
+    assert_close(pair.apply(reduced, reduced_state, x)[0], pair.apply(full, state, x)[0])
 
 
 NORMS: list[Layer[Any, Any, Any, Any]] = [
@@ -260,12 +260,21 @@ def test_errors() -> None:
         instance_norm(data_format="channels_last")
     with pytest.raises(ValueError, match="instance_norm: expected x with at least 2 axes"):
         instance_norm().init(KEY, normal(3))
+    with pytest.raises(TypeError, match="layer_norm: expected use_scale to be .*, got <f"):
+        layer_norm.bind(-1, 1e-5, jax.nn.initializers.ones)
+    with pytest.raises(TypeError, match="rms_norm: expected use_scale to be .*, got None"):
+        rms_norm.bind(use_scale=None)
     for norm in NORMS:
         with pytest.raises(TypeError, match="expected x to be of a floating dtype"):
             norm.init(KEY, jnp.ones((4, 2), jnp.int32))
+        with pytest.raises(TypeError, match="expected x to be of a real dtype, got complex64"):
+            norm.init(KEY, jnp.ones((4, 2), jnp.complex64))
         params, state = norm.init(KEY, x)
-        with pytest.raises(ValueError, match="expected x to fit"):
+        with pytest.raises(ValueError, match=r"^\w+_norm: expected x to fit") as info:
             norm.apply(params, state, normal(4, 6))
+        assert not str(info.value).startswith("z_norm")
+        with pytest.raises(TypeError, match="expected x to be of a real dtype, got complex64"):
+            norm.apply(params, state, jnp.ones((4, 2), jnp.complex64))
         with pytest.raises(TypeError, match="expected x to be of a floating dtype"):
             norm.apply(params, state, jnp.ones((4, 2), jnp.int32))
 
@@ -273,7 +282,7 @@ def test_errors() -> None:
 def test_an_unbound_batch_axis_is_named() -> None:
     layers = mlax.series(norm=batch_norm())
     params, state = layers.init(KEY, normal(2))
-    with pytest.raises(NameError, match="'batch'") as info:
+    with pytest.raises(NameError, match="^batch_norm: expected the batch axis 'batch'") as info:
         layers.apply(params, state, normal(2), None, False, "batch")
     assert any("norm" in note for note in info.value.__notes__)
 
@@ -288,3 +297,20 @@ def test_the_initializers_get_keys_of_their_own() -> None:
     assert isinstance(state, State)
     assert params.scale is not None and params.bias is not None
     assert not np.allclose(params.scale, params.bias)
+
+
+def test_parameters_that_are_used_in_one_model_and_not_in_another_raise() -> None:
+    x = normal(4)
+    full, with_bias = layer_norm.init(KEY, x)
+    bare, without_bias = layer_norm.init(KEY, x, use_bias=False)
+    with pytest.raises(TypeError, match="^layer_norm: expected params.bias to be an array, got None"):
+        layer_norm.apply(bare, with_bias, x)
+    with pytest.raises(TypeError, match="^layer_norm: expected params.bias to be None, got .*Array"):
+        layer_norm.apply(full, without_bias, x)
+
+
+def test_an_empty_batch_does_not_reach_the_running_statistics() -> None:
+    model = mlax.batched(batch_norm())
+    params, state = model.init(KEY, normal(2, 3))
+    with pytest.raises(ValueError, match="^batch_norm: expected at least one example along"):
+        model.apply(params, state, jnp.ones((0, 3)))

@@ -164,3 +164,13 @@ def test_equal_policies_make_equal_states() -> None:
     first = mlax.cast(mlax.linear(2), F32, "bfloat16", F32).init(KEY, X)
     second = mlax.cast(mlax.linear(2), "float32", BF16, np.float32).init(KEY, X)
     assert jax.tree.structure(first) == jax.tree.structure(second)
+
+
+def test_numbers_of_python_are_cast_as_under_jit() -> None:
+    layer: AnyLayer = mlax.cast(mlax.f(lambda pair: pair[0] * pair[1]), None, jnp.bfloat16)
+    x = (jnp.ones(3), 2.0)
+    params, state = layer.init(KEY, x)
+    eager, _ = layer.apply(params, state, x)
+    jitted, _ = jax.jit(layer.apply)(params, state, x)
+    assert eager.dtype == jitted.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(eager, jitted)

@@ -430,3 +430,37 @@ def test_gradients() -> None:
     inner = np.asarray(X, np.float64) @ kernel  # y = 2 (x . kernel)^2
     np.testing.assert_allclose(grads[0].kernel[:, 0], 4 * inner * np.asarray(X), rtol=1e-5)
     np.testing.assert_allclose(grads[2], [inner**2], rtol=1e-5)
+
+
+def test_parameters_for_a_child_that_has_none_raise() -> None:
+    other, _ = mlax.series(mlax.linear(3), mlax.linear(3)).init(KEY, X)
+    nested, _ = mlax.series(mlax.linear(3), mlax.series(mlax.linear(3))).init(KEY, X)
+    for wrong, got in ((other, "LinearParams"), (nested, "1 entries")):
+        model: Any = mlax.series(mlax.linear(3), mlax.f(jnp.tanh))  # wrong types on purpose
+        _, state = model.init(KEY, X)
+        with pytest.raises(TypeError, match=rf"^f: expected params to be \(\), got {got}") as error:
+            model.apply(wrong, state, X)
+        assert notes(error) == ["in series[1] > f"]
+
+
+def test_a_users_state_and_params_may_be_numbers_of_python() -> None:
+    def init(rng: Key, x: jax.Array) -> tuple[float, int]:
+        return 2.0, 0
+
+    def apply(
+        params: float,
+        state: int,
+        x: jax.Array,
+        rng: Key | None = None,
+        inference_mode: bool = False,
+        batch_axis_name: AxisName = (),
+    ) -> tuple[jax.Array, int]:
+        return params * x, state + 1
+
+    model = mlax.series(Layer(init, apply), mlax.linear(2))
+    params, state = model.init(KEY, X)
+    step = jax.jit(model.apply)
+    _, state = step(params, state, X)
+    y, state = step(params, state, X)
+    assert state.variables[0] == 2
+    np.testing.assert_allclose(y, 2 * X @ params[1].kernel, rtol=1e-6)

@@ -315,3 +315,27 @@ def test_reuse_needs_a_place_before_it_and_a_tied_layer() -> None:
     wrong: Any = "transposed"  # wrong types on purpose
     with pytest.raises(TypeError, match="^reuse: expected fn to be a function, got 'transposed'"):
         mlax.shared(mlax.linear(3), lambda tied: mlax.series(tied, mlax.reuse(tied, wrong)))
+
+
+@pytest.mark.parametrize("around", [mlax.repeat, mlax.ensemble])
+@pytest.mark.parametrize("inner", ["tied", "reuse"])
+def test_copies_of_a_later_place_raise(around: Any, inner: str) -> None:
+    def composition(tied: AnyLayer) -> AnyLayer:
+        again = tied if inner == "tied" else mlax.reuse(tied, transposed)
+        return mlax.series(tied, around(again, 3))
+
+    with pytest.raises(
+        ValueError, match="^shared: expected the layer outside .* around mlax.shared"
+    ):
+        mlax.shared(mlax.linear(3), composition).init(KEY, X)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_casts_of_the_parameters_of_a_place_raise(first: bool) -> None:
+    def composition(tied: AnyLayer) -> AnyLayer:
+        cast = mlax.cast(tied, jnp.bfloat16)
+        return mlax.series(cast, tied) if first else mlax.series(tied, cast)
+
+    wanted = "^shared: expected the parameters to stay in float32 .*, got bfloat16; put mlax.cast"
+    with pytest.raises(ValueError, match=wanted):
+        mlax.shared(mlax.linear(3), composition).init(KEY, X)

@@ -8,6 +8,7 @@
 6. Every leaf of params has a path of names.
 7. params and state survive copies, pickle and files with equal tree structure.
 8. The class and the pair give the same bits from the same key.
+9. Params and states of another layer raise an error that names the layer.
 """
 
 import copy
@@ -15,7 +16,7 @@ import functools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +28,7 @@ import mlax
 
 from .registry import CASES, KEY, Case, classes, pairs
 
-WITH_MODULES = [
-    pytest.param(case, case.module, id=case.name) for case in CASES if case.module
-]
+WITH_MODULES = [pytest.param(case, case.module, id=case.name) for case in CASES if case.module]
 OVER_BATCH = [
     pytest.param(case, case.module, id=case.name)
     for case in CASES
@@ -404,3 +403,28 @@ def test_the_module_as_a_pair_gives_the_same_bits(
     assert bits(y_module) == bits(y)
     assert bits(params) == bits(initialised(case)[0])
     assert bits(after) == bits(state)
+
+
+# Law 9
+
+
+class Stranger(NamedTuple):
+    """Parameters, variables or config of a layer that is not here."""
+
+    weight: float = 1.0
+
+
+@on_every_case
+def test_what_another_layer_made_raises(case: Case) -> None:
+    params, state = initialised(case)
+    wrong: list[tuple[Any, Any]] = []
+    if not isinstance(state, mlax.State):
+        pytest.skip("a state of the user's own")
+    wrong += [(params, params), (params, mlax.State(state.variables, Stranger()))]
+    if jax.tree.leaves(params):
+        wrong += [(state, state), (Stranger(), state)]
+        if "combinators" not in case.pair.__module__:
+            wrong.append((jax.tree.map(lambda _: None, params), state))
+    for pair in wrong:
+        with pytest.raises((TypeError, ValueError), match=r"^\w+: expected "):
+            case.layer.apply(*pair, case.input(), case.rng)

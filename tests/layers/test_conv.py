@@ -197,9 +197,7 @@ def test_one_argument_stands_for_every_spatial_axis(
     rank: int, filter_shape: int | list[int]
 ) -> None:
     x = np.random.default_rng(0).normal(size=(*range(3, 3 + rank), 2))
-    params, state = mlax.conv.init(
-        KEY, jnp.asarray(x), 3, filter_shape, kernel_initializer=drawn
-    )
+    params, state = mlax.conv.init(KEY, jnp.asarray(x), 3, filter_shape, kernel_initializer=drawn)
     y, _ = mlax.conv.apply(params, state, jnp.asarray(x))
     kernel = np.asarray(drawn(KEY, (*(2,) * rank, 2, 3), jnp.float32), np.float64)
     ones = (1,) * rank
@@ -325,18 +323,14 @@ def test_kernel_is_cast_to_the_dtype_of_x(x_dtype: DTypeLike, dtype: DTypeLike) 
 def test_accum_dtype_is_that_of_the_sums_and_of_the_result() -> None:
     x = jnp.array([[256], [1]], jnp.bfloat16)  # their sum takes more bits than bfloat16 has
     ones = jax.nn.initializers.ones
-    params, state = mlax.conv.init(
-        KEY, x, 1, 2, accum_dtype=jnp.float32, kernel_initializer=ones
-    )
+    params, state = mlax.conv.init(KEY, x, 1, 2, accum_dtype=jnp.float32, kernel_initializer=ones)
     y, _ = mlax.conv.apply(params, state, x)
     np.testing.assert_array_equal(y, np.array([[257]], np.float32), strict=True)
 
 
 def test_precision_is_that_of_the_products() -> None:
     pair = (lax.Precision.DEFAULT, lax.Precision.HIGHEST)
-    params, state = mlax.conv.init(
-        KEY, IMAGE, 1, 2, precision=pair, kernel_initializer=drawn
-    )
+    params, state = mlax.conv.init(KEY, IMAGE, 1, 2, precision=pair, kernel_initializer=drawn)
     jaxpr = jax.make_jaxpr(lambda x: mlax.conv.apply(params, state, x)[0])(IMAGE)
     (product,) = (e for e in jaxpr.eqns if e.primitive is lax.conv_general_dilated_p)
     assert product.params["precision"] == pair
@@ -423,9 +417,7 @@ def test_argument_that_does_not_fit_raises(
 
 def test_initializer_that_returns_another_shape_raises() -> None:
     with pytest.raises(ValueError, match=r"^conv: .*kernel_initializer .*\(2, 2, 4, 3\), got \(\)"):
-        mlax.conv.init(
-            KEY, IMAGE, 3, 2, kernel_initializer=lambda key, shape, dtype: jnp.ones(())
-        )
+        mlax.conv.init(KEY, IMAGE, 3, 2, kernel_initializer=lambda key, shape, dtype: jnp.ones(()))
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 3), (2, 6, 5, 4), (5, 4), ()])
@@ -450,3 +442,18 @@ def test_integers_with_a_floating_kernel_raise() -> None:
     params, state = mlax.conv.init(KEY, IMAGE, 3, 2, kernel_initializer=drawn)
     with pytest.raises(TypeError, match="^conv: expected x .* floating dtype.*got uint8"):
         mlax.conv.apply(params, state, jnp.ones(IMAGE.shape, jnp.uint8))
+
+
+def test_a_window_that_fits_nowhere_raises() -> None:
+    x = jnp.ones((5, 5, 3))
+    params, state = mlax.conv.init(KEY, x, 4, 9)
+    with pytest.raises(
+        ValueError, match=r"^conv: expected a window that fits .*\(5, 5, 3\); pad x"
+    ):
+        mlax.conv.apply(params, state, x)
+
+
+def test_nothing_of_nothing() -> None:
+    x = jnp.ones((0, 5, 3))
+    params, state = mlax.conv.init(KEY, x, 4, 3, padding="SAME")
+    assert mlax.conv.apply(params, state, x)[0].shape == (0, 5, 4)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import mlax
@@ -11,8 +12,8 @@ import mlax
 KEY = jax.random.key(0)
 LAYERS: tuple[mlax.Layer[Any, Any, Any, Any], ...] = (
     mlax.linear(3),
-    mlax.bias(-1),
-    mlax.scaler(-1),
+    mlax.bias((0, -1)),
+    mlax.scaler((0, -1)),
     mlax.conv(3, 1),
     mlax.embed(3, 3),
     mlax.z_norm("all"),
@@ -36,5 +37,21 @@ LAYERS: tuple[mlax.Layer[Any, Any, Any, Any], ...] = (
 @pytest.mark.parametrize("layer", LAYERS, ids=repr)
 @pytest.mark.parametrize("x", [1.0, [1.0], (jnp.ones(3), jnp.ones(3))], ids=type)
 def test_what_is_no_array_raises(layer: mlax.Layer[Any, Any, Any, Any], x: Any) -> None:
-    with pytest.raises(TypeError, match=rf"^\w+: expected x to be an array, got {type(x).__name__}"):
+    with pytest.raises(
+        TypeError, match=rf"^\w+: expected x to be an array, got {type(x).__name__}"
+    ):
         layer.init(KEY, x)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "layer", [layer for layer in LAYERS if layer.apply != mlax.embed.apply], ids=repr
+)
+def test_float64_of_numpy_is_taken_in_the_dtype_that_jax_has_for_it(
+    layer: mlax.Layer[Any, Any, Any, Any],
+) -> None:
+    x = np.random.default_rng(0).normal(size=(4, 4))
+    params, state = layer.init(KEY, x)
+    y, _ = layer.apply(params, state, x, KEY)
+    expected, _ = layer.apply(params, state, jnp.asarray(x), KEY)
+    np.testing.assert_array_equal(y, expected, strict=True)

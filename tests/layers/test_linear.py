@@ -11,6 +11,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 import mlax
+from mlax.layers.linear import LinearParams
 
 KEY = jax.random.key(0)
 X = jnp.array([[0.5, -1.0, 2.0], [1.0, 0.25, -0.5]])
@@ -75,9 +76,7 @@ def test_accum_dtype_is_that_of_the_sums_and_of_the_result() -> None:
         ),
     ],
 )
-def test_precision_is_that_of_the_product(
-    precision: lax.PrecisionLike, expected: object
-) -> None:
+def test_precision_is_that_of_the_product(precision: lax.PrecisionLike, expected: object) -> None:
     params, state = mlax.linear.init(KEY, X, 4, precision=precision)
     jaxpr = jax.make_jaxpr(lambda p, x: mlax.linear.apply(p, state, x)[0])(params, X)
     (product,) = (eqn for eqn in jaxpr.eqns if eqn.primitive is lax.dot_general_p)
@@ -181,3 +180,20 @@ def test_input_of_another_width_raises(transposed: bool) -> None:
     params, state = mlax.linear.init(KEY, X, 2, transposed_kernel=transposed)
     with pytest.raises(ValueError, match=r"^linear: expected x with 3 features .*got .*\(5, 2\)"):
         mlax.linear.apply(params, state, jnp.ones((5, 2)))
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 2), (3,), ()])
+def test_a_kernel_of_another_rank_raises(shape: tuple[int, ...]) -> None:
+    _, state = mlax.linear.init(KEY, X, 2)
+    wrong = LinearParams(jnp.ones(shape))
+    with pytest.raises(
+        ValueError, match="^linear: expected params.kernel to be of 2 axes, got shape"
+    ):
+        mlax.linear.apply(wrong, state, X)
+
+
+def test_an_initializer_that_raises_is_named() -> None:
+    with pytest.raises(ValueError, match="float dtype") as error:
+        mlax.linear.init(KEY, X, 2, dtype=jnp.int32)
+    (note,) = error.value.__notes__
+    assert note == "linear: kernel_initializer was called for shape (3, 2) and dtype int32"

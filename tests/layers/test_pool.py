@@ -226,3 +226,10 @@ def test_input_of_another_rank_raises(name: str, shape: tuple[int, ...]) -> None
     params, state = pair.init(KEY, X, window_shape=2, **own)
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         pair.apply(params, state, jnp.ones(shape))
+
+
+@pytest.mark.parametrize("pair", [mlax.max_pool, mlax.avg_pool, mlax.sum_pool], ids=repr)
+def test_a_window_that_fits_nowhere_raises(pair: Any) -> None:
+    params, state = pair.init(KEY, X, 7)
+    with pytest.raises(ValueError, match=rf"^{pair.__name__}: expected a window that fits into x"):
+        pair.apply(params, state, X)

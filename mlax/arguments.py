@@ -75,7 +75,7 @@ def require_params(
             way_out = "put what partition took apart together again, with combine"
             raise TypeError(message(owner, f"params.{name}", "an array", "None", way_out))
         if value is not None and name in absent:
-            got = type(value).__name__
+            got = f"an array of shape {np.shape(value)}"
             raise TypeError(message(owner, f"params.{name}", "None", got, ANOTHER_MODEL))
 
 

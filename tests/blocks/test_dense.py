@@ -91,7 +91,7 @@ def test_parameters_of_another_model_raise() -> None:
     (full, with_bias), (bare, without_bias) = (dense.init(KEY, x, 3, use) for use in (True, False))
     with pytest.raises(TypeError, match="^dense: expected params.bias to be an array, got None"):
         dense.apply(bare, with_bias, x)
-    with pytest.raises(TypeError, match="^dense: expected params.bias to be None, got .*Array"):
+    with pytest.raises(TypeError, match="^dense: expected params.bias to be None, got an array of"):
         dense.apply(full, without_bias, x)
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), bare)
     with pytest.raises(

@@ -49,11 +49,14 @@ def equal(a: Any, b: Any) -> bool:
 def by_parts(cls: type[T]) -> type[T]:
     """Decorate a named tuple that holds functions: it is compared with `equal`.
 
-    Without this two equal partials, or one and its copy, make configs that are not equal.
+    Without this two equal partials, or one and its copy, make configs that are not equal. What
+    tuples find equal is so at once: `jax.jit` compares a state that was loaded at every call.
     """
 
     def __eq__(self: T, other: object) -> bool:
-        return self is other or (isinstance(other, cls) and all(map(equal, self, other)))
+        if not isinstance(other, cls):
+            return False
+        return tuple.__eq__(self, other) or all(map(equal, self, other))
 
     def __ne__(self: T, other: object) -> bool:
         return not self == other

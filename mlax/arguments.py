@@ -66,7 +66,7 @@ def config_of(owner: str, state: object, wanted: type[C]) -> C:
 def require_params(
     owner: str, params: object, wanted: type[tuple[Any, ...]], absent: Sequence[str] = ()
 ) -> None:
-    """Require the named tuple that `init` made, with None in the fields `absent` and nowhere else."""
+    """Require the named tuple that `init` made, with None in the fields `absent` and no others."""
     if not isinstance(params, wanted):
         got = type(params).__name__
         raise TypeError(message(owner, "params", f"a {wanted.__name__}", got, ANOTHER_MODEL))
@@ -77,6 +77,11 @@ def require_params(
         if value is not None and name in absent:
             got = f"an array of shape {np.shape(value)}"
             raise TypeError(message(owner, f"params.{name}", "None", got, ANOTHER_MODEL))
+
+
+def absent_of(params: Any) -> tuple[str, ...]:
+    """Return the names of the fields of a named tuple that are None."""
+    return tuple(name for name, value in params._asdict().items() if value is None)
 
 
 def integer(owner: str, name: str, value: Any, wanted: str = "an integer") -> int:
@@ -410,6 +415,18 @@ def require_axes(owner: str, name: str, parameter: jax.Array, count: int) -> Non
     if parameter.ndim != count:
         wanted, got = f"of {count} axes", f"shape {parameter.shape}"
         raise ValueError(message(owner, name, wanted, got, ANOTHER_MODEL))
+
+
+def require_features(owner: str, x: Shaped, kernel: jax.Array) -> None:
+    """Require that x @ kernel is defined, with a kernel of 2 axes in the dtype of x."""
+    require_axes(owner, "params.kernel", kernel, 2)
+    require_rank(owner, x, 1)
+    if x.shape[-1] != kernel.shape[0]:
+        raise ValueError(
+            f"{owner}: expected x with {kernel.shape[0]} features in its last axis, as the "
+            f"kernel has, got shape {x.shape}"
+        )
+    require_castable(owner, x, kernel.dtype)
 
 
 def require_output(owner: str, x: jax.Array, y: jax.Array) -> None:

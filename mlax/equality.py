@@ -62,12 +62,8 @@ def by_parts(cls: type[T]) -> type[T]:
         return not self == other
 
     def __hash__(self: T) -> int:
-        return hash(tuple(map(_without_arguments, self)))
+        return hash(tuple(v.func if isinstance(v, functools.partial) else v for v in self))
 
     for method in (__eq__, __ne__, __hash__):
         setattr(cls, method.__name__, method)
     return cls
-
-
-def _without_arguments(value: Any) -> Any:
-    return value.func if isinstance(value, functools.partial) else value

@@ -101,6 +101,7 @@ def bidirectional(
 
     Raises:
         TypeError: an argument is of the wrong type, or the input has not this form.
+        ValueError: the outputs of a step are scalars.
         Exception: whatever a cell raises, with a note of its path.
 
     Source: Schuster and Paliwal, "Bidirectional recurrent neural networks", 1997.

@@ -126,15 +126,14 @@ def _require_carry(owner: str, x: Shaped, carry: tuple[Shaped, ...], features: i
     """Require arrays of that many features that go with x."""
     arguments.require_rank(owner, x, 1)
     shape = (*x.shape[:-1], features)
+    way_out = f"start with jnp.zeros({shape})"
     for name, h in zip("hc", carry, strict=False):
         arguments.require_array(owner, h, name)
         if not jnp.issubdtype(h.dtype, jnp.floating):
             wanted, got = "of a floating dtype, which it keeps", jnp.dtype(h.dtype).name
-            way_out = f"start with jnp.zeros({shape})"
             raise TypeError(arguments.message(owner, name, wanted, got, way_out))
         if h.shape != shape:
             wanted = f"of shape {shape}, for {features} features and x of shape {x.shape}"
-            way_out = f"start with jnp.zeros({shape})"
             raise ValueError(arguments.message(owner, name, wanted, f"shape {h.shape}", way_out))
 
 
@@ -142,16 +141,9 @@ def _fitting(
     owner: str, x: jax.Array, carry: tuple[jax.Array, ...], params: CellParams | GruCellParams
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Return x and the carry as arrays of jax, and require that they fit the parameters."""
-    for name in ("kernel", "recurrent_kernel"):
-        arguments.require_axes(owner, f"params.{name}", getattr(params, name), 2)
+    arguments.require_features(owner, x, params.kernel)
+    arguments.require_axes(owner, "params.recurrent_kernel", params.recurrent_kernel, 2)
     _require_carry(owner, x, carry, params.recurrent_kernel.shape[0])
-    arguments.require_castable(owner, x, params.kernel.dtype)
-    in_features = params.kernel.shape[0]
-    if x.shape[-1] != in_features:
-        raise ValueError(
-            f"{owner}: expected x with {in_features} features in its last axis, as the kernel "
-            f"has, got shape {x.shape}"
-        )
     names = zip("hc", carry, strict=False)
     return arguments.array(owner, x), tuple(arguments.array(owner, h, name) for name, h in names)
 

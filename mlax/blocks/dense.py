@@ -106,7 +106,8 @@ def dense(
     shape = (x.shape[-1], features)
     keys = [jax.random.fold_in(rng, i) for i in range(2)]
     kernel = initialize("dense", "kernel_initializer", kernel_initializer, keys[0], shape, dtype)
-    if not use_bias:
-        return DenseParams(kernel, None), State((), DenseConfig(("bias",)))
-    bias = initialize("dense", "bias_initializer", bias_initializer, keys[1], shape[1:], dtype)
-    return DenseParams(kernel, bias), State((), DenseConfig(()))
+    bias = None
+    if use_bias:
+        bias = initialize("dense", "bias_initializer", bias_initializer, keys[1], shape[1:], dtype)
+    params = DenseParams(kernel, bias)
+    return params, State((), DenseConfig(arguments.absent_of(params)))

@@ -74,10 +74,6 @@ def _init_params(
     return NormParams(scale, made("bias_initializer", bias_initializer, 1))
 
 
-def _absent(params: NormParams) -> tuple[str, ...]:
-    return tuple(name for name, value in params._asdict().items() if value is None)
-
-
 def _wide(owner: str, x: jax.Array) -> jax.Array:
     """Return x in float32 or better."""
     arguments.require_castable(owner, x, jnp.float32)
@@ -225,7 +221,7 @@ def batch_norm(
     _, statistics = z_norm.init(
         rng, x, others, epsilon, momentum, dtype=jnp.promote_types(dtype, jnp.float32)
     )
-    config = BatchNormConfig(epsilon, momentum, data_format, _absent(params))
+    config = BatchNormConfig(epsilon, momentum, data_format, arguments.absent_of(params))
     return params, State(statistics.variables, config)
 
 
@@ -306,8 +302,8 @@ def layer_norm(
         bias_initializer if use_bias else None,
         dtype,
     )
-    config = LayerNormConfig(arguments.hashable_axis("layer_norm", axis), epsilon, _absent(params))
-    return params, State((), config)
+    hashable = arguments.hashable_axis("layer_norm", axis)
+    return params, State((), LayerNormConfig(hashable, epsilon, arguments.absent_of(params)))
 
 
 def apply_rms_norm(
@@ -362,8 +358,8 @@ def rms_norm(
     axes = arguments.normalized_axes("rms_norm", axis, len(x.shape))
     scale = scaler_initializer if use_scale else None
     params = _init_params("rms_norm", rng, x, axes, scale, None, dtype)
-    config = LayerNormConfig(arguments.hashable_axis("rms_norm", axis), epsilon, _absent(params))
-    return params, State((), config)
+    hashable = arguments.hashable_axis("rms_norm", axis)
+    return params, State((), LayerNormConfig(hashable, epsilon, arguments.absent_of(params)))
 
 
 class GroupNormConfig(NamedTuple):
@@ -450,7 +446,8 @@ def group_norm(
         bias_initializer if use_bias else None,
         dtype,
     )
-    return params, State((), GroupNormConfig(groups, epsilon, data_format, _absent(params)))
+    config = GroupNormConfig(groups, epsilon, data_format, arguments.absent_of(params))
+    return params, State((), config)
 
 
 def _group_size(channels: int, groups: int) -> int:
@@ -537,4 +534,4 @@ def instance_norm(
         bias_initializer if use_bias else None,
         dtype,
     )
-    return params, State((), InstanceNormConfig(epsilon, data_format, _absent(params)))
+    return params, State((), InstanceNormConfig(epsilon, data_format, arguments.absent_of(params)))

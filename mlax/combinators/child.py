@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlax import arguments
+from mlax.arguments import ANOTHER_MODEL
 from mlax.equality import by_parts
 from mlax.pair import AxisName, Key, Layer, State, needs_rng
 
@@ -172,7 +173,7 @@ def require_copies(owner: str, params: Any, count: int) -> None:
         if np.shape(leaf)[:1] != (count,):
             wanted = f"stacked on a leading axis of {count}"
             got = f"an array of shape {np.shape(leaf)}"
-            raise ValueError(arguments.message(owner, "params", wanted, got, arguments.ANOTHER_MODEL))
+            raise ValueError(arguments.message(owner, "params", wanted, got, ANOTHER_MODEL))
 
 
 def output_shape(owner: str, child: Child, params: Any, variables: Any, x: Any, rng: Key) -> Any:
@@ -201,8 +202,8 @@ def split(owner: str, params: Any, state: ChildrenState) -> list[tuple[Child, An
     keys = [child.key for child in arguments.config_of(owner, state, tuple)]
     variables = [()] * len(keys)
     if state.variables:
-        variables = entries(owner, "state.variables", state.variables, keys, arguments.ANOTHER_MODEL)
-    params = entries(owner, "params", params, keys, arguments.ANOTHER_MODEL)
+        variables = entries(owner, "state.variables", state.variables, keys, ANOTHER_MODEL)
+    params = entries(owner, "params", params, keys, ANOTHER_MODEL)
     return list(zip(state.config, params, variables, strict=True))
 
 
@@ -246,11 +247,10 @@ def _require_type(kind: str, name: str, value: Any, wanted: type | None) -> None
     if wanted is Nothing:
         if type(value) is not tuple or value:
             got = f"{len(value)} entries" if type(value) is tuple else type(value).__name__
-            raise TypeError(arguments.message(kind, name, "()", got, arguments.ANOTHER_MODEL))
+            raise TypeError(arguments.message(kind, name, "()", got, ANOTHER_MODEL))
     elif wanted is not None and not isinstance(value, wanted):
         got = type(value).__name__
-        text = arguments.message(kind, name, f"a {wanted.__name__}", got, arguments.ANOTHER_MODEL)
-        raise TypeError(text)
+        raise TypeError(arguments.message(kind, name, f"a {wanted.__name__}", got, ANOTHER_MODEL))
 
 
 def require_equal_shapes(owner: str, wanted: Any, got: Any, what: str, way_out: str = "") -> None:

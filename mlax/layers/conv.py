@@ -152,8 +152,8 @@ def conv(
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not floating and the kernel is.
-        ValueError: an argument has the wrong length, sign or name, or the groups do not
-            divide the channels.
+        ValueError: an argument has the wrong length, sign or name, the groups do not
+            divide the channels, or no window fits into x.
 
     Source: `jax.lax.conv_general_dilated`.
 

@@ -26,7 +26,8 @@ def _reduce_by_name(function: Any) -> str | tuple[Any, ...]:
     return reduced
 
 
-# Without this jax.nn.relu, jax.numpy.ravel, jax.numpy.add, and so the state of f, cannot be pickled.
+# Without this jax.nn.relu, jax.numpy.ravel and jax.numpy.add, and so the state of f, cannot be
+# pickled.
 for _type in (jax.custom_jvp, jax.custom_vjp, type(jax.jit(lambda x: x)), jnp.ufunc):
     copyreg.pickle(_type, _reduce_by_name)
 

@@ -45,14 +45,7 @@ def matmul(
 ) -> jax.Array:
     """Return x @ kernel, the kernel in the dtype of x, and require that they fit."""
     x = arguments.array(owner, x)
-    arguments.require_rank(owner, x, 1)
-    arguments.require_axes(owner, "params.kernel", kernel, 2)
-    if x.shape[-1] != kernel.shape[0]:
-        raise ValueError(
-            f"{owner}: expected x with {kernel.shape[0]} features in its last axis, as the "
-            f"kernel has, got shape {x.shape}"
-        )
-    arguments.require_castable(owner, x, kernel.dtype)
+    arguments.require_features(owner, x, kernel)
     return jnp.matmul(
         x, kernel.astype(x.dtype), precision=precision, preferred_element_type=accum_dtype
     )

@@ -1,70 +1,147 @@
 """From modules to pairs and back: `as_layer` and `as_module`."""
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from types import NoneType
+from typing import Annotated, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from mlax import arguments
-from mlax.combinators.child import AnyLayer, require_layer
+from mlax.arguments import AnyLayer, Rule, described, read_layer
+from mlax.combinators import making_copies
+from mlax.errors import message
+from mlax.layer import AxisName, Key, Layer, needs_rng
 from mlax.module import Module, Parameter
-from mlax.pair import AxisName, Key, Layer, PairBase, needs_rng
+from mlax.pair import ANOTHER_STATE, BoundApply, HParams, PairBase, require_equal
 
 M = TypeVar("M", bound=Module)
 
 
 class AsLayer(PairBase[Any, Any, Any, Any]):
-    """The type of `as_layer`: parameters and state are modules of the class that went in."""
+    """The type of `as_layer`: parameters and state are modules of the same class."""
 
-    def __call__(self, module: M) -> Layer[M, M, Any, Any]:
+    def __call__(self, module: M | Callable[[Key], M]) -> Layer[M, M, Any, Any]:
         """Return the module as a layer."""
         return self.bind(module)
 
+    def layer_needs_rng(self, hparams: HParams) -> bool:
+        """Return whether `forward` of the module needs a key."""
+        module = dict(hparams)["module"]
+        built = module if isinstance(module, Module) else _built(module, jax.random.key(0))
+        return needs_rng(built.forward)
+
+    def adopt(self, bound: BoundApply, state: Any, x: Any) -> Any:
+        """Return the state, which must be a module with the attributes of this one."""
+        module = bound.arguments["module"]
+        own = module if isinstance(module, Module) else _built(module, jax.random.key(0))
+        _require_alike(own, state)
+        return state
+
 
 def apply(
-    params: Module,
-    state: Module,
-    x: Any,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
+    params: Module, state: Module, x: Any, rng: Key | None = None,
+    inference_mode: bool = False, batch_axis_name: AxisName = (),
 ) -> tuple[Any, Module]:
     """Return the output of the module: see `mlax.Apply` and `mlax.as_layer`."""
-    y, module = params.combine(state)(x, rng, inference_mode, batch_axis_name)
+    y, module = state.combine(params)(x, rng, inference_mode, batch_axis_name)
     return y, state if inference_mode else module.filter(inverse=True)
 
 
-def _require_module(owner: str, name: str, value: Any) -> None:
-    if not isinstance(value, Module):
-        raise TypeError(arguments.message(owner, name, "a module", repr(value)))
+_NOT_COMPARED = (Parameter, jax.Array, np.ndarray, NoneType)
 
 
-@AsLayer.of(
-    apply,
-    needs_rng=lambda module: needs_rng(module.forward),
-    checks={"module": _require_module},
-)
-def as_layer(rng: Key, x: Any, module: Module) -> tuple[Module, Module]:
-    """A module as a pair: its trained parameters are params, the rest of it is state.
+def _require_alike(own: Any, kept: Any) -> None:
+    """Require one class and equal static attributes, but for keys and what `setup` fills in."""
+    if type(own) is not type(kept):
+        wanted = f"a {type(own).__name__}, as this layer makes it"
+        raise TypeError(message("as_layer", "state", wanted, described(kept), ANOTHER_STATE))
+    for name, value in vars(own).items():
+        other = vars(kept).get(name, value)
+        if isinstance(value, Module):
+            _require_alike(value, other)
+        elif isinstance(value, Parameter) and isinstance(value.data, list):
+            for one, another in zip(value.data, getattr(other, "data", ()), strict=False):
+                if isinstance(one, Module):
+                    _require_alike(one, another)
+        elif name != "initialized" and not isinstance(value, _NOT_COMPARED):
+            require_equal("as_layer", f"{type(own).__name__}.{name}", value, other)
 
-    The module itself is never changed. One that is initialized keeps its parameters;
-    another is set up, with the keys it was built with: `rng` makes no parameters here. For
-    that it is called once, in inference mode, on zeros shaped like x.
+
+def _read_module(owner: str, name: str, value: Any) -> Any:
+    if isinstance(value, Module):
+        return value
+    if callable(value) and not isinstance(value, type | PairBase | Layer):
+        return value
+    got = repr(value) if isinstance(value, PairBase) else described(value)
+    if isinstance(value, type):
+        got = f"the class {value.__name__}"
+    way_out = "as in mlax.as_layer(lambda rng: nn.Linear(rng, 3))"
+    raise TypeError(message(owner, name, "a module or a function of a key", got, way_out))
+
+
+def _built(build: Callable[[Key], Any], rng: Key) -> Module:
+    module = build(rng)
+    if not isinstance(module, Module):
+        got = described(module)
+        raise TypeError(message("as_layer", "the result of the function", "a module", got))
+    return module
+
+
+def _as_layer(
+    rng: Key, x: Any, module: Annotated[Any, Rule(_read_module)]
+) -> tuple[Module, Module]:
+    """A module as a pair: its trained parameters are params, everything else is state.
+
+    The module itself is never changed. An initialized module keeps its parameters. Any other is
+    set up by a call in inference mode on zeros shaped like x, with the keys it was built with;
+    `rng` makes none of its parameters. A function of a key builds a new module for each `rng`,
+    as `mlax.repeat` and `mlax.ensemble` require.
 
     Args:
-        module: any module. It needs a key if its `forward` does.
+        module: any module, or a function from a key to a module. The layer needs a key if
+            `forward` does.
+
+    Raises:
+        TypeError: `module` is neither.
+        ValueError: a combinator makes copies of one module, which would all be equal.
 
     >>> import jax, jax.numpy as jnp, mlax
-    >>> init, apply = mlax.as_layer(mlax.nn.Linear(jax.random.key(0), 2))
+    >>> init, apply = mlax.as_layer(lambda rng: mlax.nn.Linear(rng, 2))
     >>> params, state = init(jax.random.key(1), jnp.ones(3))
     >>> apply(params, state, jnp.ones(3))[0].shape
     (2,)
     """
-    copied: Module = jax.tree.map(lambda leaf: leaf, module)
-    if not copied.initialized:
+    if isinstance(module, Module):
+        if making_copies():
+            way_out = "a module brings its own keys: mlax.as_layer(lambda rng: nn.Linear(rng, 3))"
+            wanted = "a function of a key for copies"
+            raise ValueError(message("as_layer", "module", wanted, "a module", way_out))
+        built: Module = jax.tree.map(lambda leaf: leaf, module)
+    else:
+        built = _built(module, rng)
+    if not built.initialized:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x)
-        _, copied = copied(zeros, rng, inference_mode=True)
-    return copied.partition()
+        _, built = built(zeros, rng, inference_mode=True)
+    if not isinstance(module, Module):
+        _forget_keys(built)
+    return built.partition()
+
+
+def _forget_keys(module: Module) -> None:
+    """Set traced keys in attributes to None: tracers can't be part of a tree structure."""
+    children = jax.tree.leaves(module, is_leaf=lambda n: n is not module and isinstance(n, Module))
+    for child in children:
+        if isinstance(child, Module):
+            _forget_keys(child)
+    for name, value in list(vars(module).items()):
+        if isinstance(value, Tracer):
+            setattr(module, name, None)
+
+
+_as_layer.__name__ = _as_layer.__qualname__ = "as_layer"
+as_layer: AsLayer = AsLayer(_as_layer, apply, None, False)
 
 
 def as_module(layer: AnyLayer, rng: Key) -> "LayerModule | LayerModuleRng":
@@ -72,7 +149,7 @@ def as_module(layer: AnyLayer, rng: Key) -> "LayerModule | LayerModuleRng":
 
     Args:
         layer: any layer.
-        rng: the key that the layer is initialised with, at the first call.
+        rng: the key that initialises the layer at the first call.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> module = mlax.as_module(mlax.linear(2), jax.random.key(0))
@@ -80,15 +157,14 @@ def as_module(layer: AnyLayer, rng: Key) -> "LayerModule | LayerModuleRng":
     >>> module.params.data.kernel.shape
     (3, 2)
     """
-    require_layer("as_module", "layer", layer)
-    return (LayerModuleRng if needs_rng(layer.apply) else LayerModule)(layer, rng)
+    read_layer("as_module", "layer", layer)
+    return (LayerModuleRng if layer.needs_rng else LayerModule)(layer, rng)
 
 
 class _LayerModule(Module):
-    """A layer as a module, but for the need of a key, which the signature of `forward` tells."""
+    """A layer as a module; the signature of `forward` in a subclass says if it needs a key."""
 
     def __init__(self, layer: AnyLayer, rng: Key) -> None:
-        """Keep the layer and the key until the first call."""
         super().__init__()
         self._layer = layer
         self.rng = rng
@@ -96,39 +172,26 @@ class _LayerModule(Module):
         self.state: Parameter = Parameter(trainable=False)
 
     def setup(self, x: Any) -> None:
-        """Initialise the layer."""
         self.params.data, self.state.data = self._layer.init(self.rng, x)
 
-    def _run(self, x: Any, rng: Key | None, inference_mode: bool, batch_axis_name: AxisName) -> Any:
-        y, self.state.data = self._layer.apply(
-            self.params.data, self.state.data, x, rng, inference_mode, batch_axis_name
-        )
+    def forward(
+        self, x: Any, rng: Key | None, inference_mode: bool = False, batch_axis_name: AxisName = ()
+    ) -> Any:
+        apply, params, state = self._layer.apply, self.params.data, self.state.data
+        y, self.state.data = apply(params, state, x, rng, inference_mode, batch_axis_name)
         return y
+
+
+class LayerModuleRng(_LayerModule):
+    """A layer that needs a key, as a module."""
 
 
 class LayerModule(_LayerModule):
     """A layer that needs no key, as a module."""
 
     def forward(
-        self,
-        x: Any,
-        rng: Key | None = None,
-        inference_mode: bool = False,
+        self, x: Any, rng: Key | None = None, inference_mode: bool = False,
         batch_axis_name: AxisName = (),
     ) -> Any:
         """Apply the layer."""
-        return self._run(x, rng, inference_mode, batch_axis_name)
-
-
-class LayerModuleRng(_LayerModule):
-    """A layer that needs a key, as a module."""
-
-    def forward(
-        self,
-        x: Any,
-        rng: Key | None,
-        inference_mode: bool = False,
-        batch_axis_name: AxisName = (),
-    ) -> Any:
-        """Apply the layer."""
-        return self._run(x, rng, inference_mode, batch_axis_name)
+        return super().forward(x, rng, inference_mode, batch_axis_name)

@@ -1,69 +1,136 @@
-"""When two static values are equal, so that the tree structures that hold them are."""
+"""Equality of static values, and so of the tree structures that hold them.
 
+- Numbers are only equal if their types are too: 2 is not 2.0, and 0.0 is not -0.0.
+- Arrays are equal if they have equal shapes, dtypes and bits; dicts, if in the same order.
+- Functions are equal if they have the same code and globals and equal defaults and closures, so
+  that a model with a lambda in it, built twice, is one model. Partials and bound methods are
+  compared part by part, and so are dataclasses.
+"""
+
+import dataclasses
 import functools
-from typing import Any, TypeVar
+import struct
+import types
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-T = TypeVar("T", bound=tuple[Any, ...])
-
 
 def equal(a: Any, b: Any) -> bool:
-    """Return whether two values are equal: arrays element by element, partials part by part.
+    """Return whether two static values are equal; may be called while jax traces."""
+    return _equal(a, b, set())
 
-    It holds for copies and for what was saved and loaded, and may be asked while jax traces.
-    """
+
+def _equal(a: Any, b: Any, comparing: set[tuple[int, int]]) -> bool:
     if a is b:
         return True
     if isinstance(a, Tracer) or isinstance(b, Tracer):
         return False
-    if isinstance(a, jax.Array | np.ndarray) and isinstance(b, jax.Array | np.ndarray):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            with jax.ensure_compile_time_eval():
-                a, b = jax.random.key_data(a), jax.random.key_data(b)
-        return np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    if type(a) is not type(b):
-        return False
+    if isinstance(a, jax.Array) and isinstance(b, jax.Array) or type(a) is type(b) is np.ndarray:
+        return _equal_arrays(a, b)
+    if type(a) is not type(b) or (id(a), id(b)) in comparing:
+        return type(a) is type(b)  # a function may be in its own closure
+    if isinstance(a, float | complex):
+        return struct.pack("dd", a.real, a.imag) == struct.pack("dd", b.real, b.imag)
     if isinstance(a, list | tuple):
         if type(a).__eq__ not in (list.__eq__, tuple.__eq__):
             return bool(a == b)
-        return len(a) == len(b) and all(map(equal, a, b))
+        return len(a) == len(b) and all(_equal(x, y, comparing) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, functools.partial):
-        return equal((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
+        return _equal(list(a.items()), list(b.items()), comparing)
+    if isinstance(a, set | frozenset):
+        return {(type(e), e) for e in a} == {(type(e), e) for e in b}
+    parts = _parts(a)
+    if parts is not None:
+        return _equal(parts, _parts(b), comparing | {(id(a), id(b))})
     if not jax.tree_util.all_leaves([a]):
         (a_leaves, a_structure), (b_leaves, b_structure) = jax.tree.flatten(a), jax.tree.flatten(b)
-        return bool(a_structure == b_structure) and all(map(equal, a_leaves, b_leaves))
+        return bool(a_structure == b_structure) and _equal(a_leaves, b_leaves, comparing)
     try:
         return bool(a == b)
     except (TypeError, ValueError):
         return False
 
 
-def by_parts(cls: type[T]) -> type[T]:
-    """Decorate a named tuple that holds functions: it is compared with `equal`.
+def _equal_arrays(a: Any, b: Any) -> bool:
+    weak = [getattr(array, "weak_type", False) for array in (a, b)]
+    if a.shape != b.shape or a.dtype != b.dtype or weak[0] != weak[1]:
+        return False
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        with jax.ensure_compile_time_eval():
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+    return np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
-    Without this two equal partials, or one and its copy, make configs that are not equal. What
-    tuples find equal is so at once: `jax.jit` compares a state that was loaded at every call.
-    """
 
-    def __eq__(self: T, other: object) -> bool:
-        if not isinstance(other, cls):
-            return False
-        return tuple.__eq__(self, other) or all(map(equal, self, other))
+def _parts(value: Any) -> Any:
+    """Return the parts that decide whether functions, partials or bound methods are equal."""
+    if isinstance(value, functools.partial):
+        return value.func, value.args, value.keywords
+    if isinstance(value, types.MethodType):
+        return value.__func__, value.__self__
+    if isinstance(value, slice):
+        return value.start, value.stop, value.step
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if type(value).__eq__ is object.__eq__:
+            return None
+        return [getattr(value, f.name) for f in dataclasses.fields(value) if f.compare]
+    if isinstance(value, types.FunctionType):
+        try:
+            closure = [cell.cell_contents for cell in value.__closure__ or ()]
+        except ValueError:  # a cell that is still empty
+            return None
+        code = (value.__code__, id(value.__globals__), value.__qualname__)
+        return code, value.__defaults__, value.__kwdefaults__, closure, value.__dict__
+    return None
 
-    def __ne__(self: T, other: object) -> bool:
-        return not self == other
 
-    def __hash__(self: T) -> int:
-        return hash(tuple(v.func if isinstance(v, functools.partial) else v for v in self))
+def hash_of(value: Any) -> int:
+    """Return a hash, even for unhashable values, that is the same for equal values."""
+    if isinstance(value, functools.partial):
+        return hash_of(value.func)
+    if isinstance(value, types.MethodType):
+        return hash_of(value.__func__)
+    if isinstance(value, types.FunctionType):
+        return hash(value.__code__)
+    if isinstance(value, tuple | list) and type(value).__hash__ in (tuple.__hash__, None):
+        return hash(tuple(map(hash_of, value)))
+    if isinstance(value, Mapping):
+        return hash(frozenset(value))
+    if isinstance(value, float):  # otherwise each NaN would have its own hash
+        return hash(struct.pack("d", value))
+    try:
+        return hash(value)
+    except TypeError:
+        return hash(type(value))
 
-    for method in (__eq__, __ne__, __hash__):
-        setattr(cls, method.__name__, method)
-    return cls
+
+def source(value: object) -> str:
+    """Return a static value as source code: functions by name, arrays by dtype and shape."""
+    if isinstance(value, functools.partial):
+        arguments = [source(value.func), *map(source, value.args)]
+        arguments += [f"{name}={source(entry)}" for name, entry in value.keywords.items()]
+        return f"partial({', '.join(arguments)})"
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, np.dtype):
+        return value.name
+    if isinstance(value, list):
+        return f"[{', '.join(map(source, value))}]"
+    if type(value) is tuple:
+        entries = ", ".join(map(source, value))
+        return f"({entries},)" if len(value) == 1 else f"({entries})"
+    if callable(value) and hasattr(value, "__name__"):
+        return str(value.__name__)
+    if getattr(type(value).__repr__, "__code__", None) is _NAMED_TUPLE_REPR:
+        fields: Any = value
+        parts = (f"{n}={source(v)}" for n, v in zip(fields._fields, fields, strict=True))
+        return f"{type(value).__name__}({', '.join(parts)})"
+    text = repr(value)
+    return type(value).__name__ if " at 0x" in text else text
+
+
+_NAMED_TUPLE_REPR = NamedTuple("_Named", []).__repr__.__code__

@@ -14,21 +14,17 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from mlax import arguments
-from mlax.arguments import Axes, Padding, Sizes
-from mlax.pair import AxisName, Key
+from mlax.arguments import Axes, NormalizedAxis, Padding, Sizes
+from mlax.errors import expected, message
+from mlax.layer import AxisName, Key
 from mlax.statistics import statistics
 
+# fmt: off
 __all__ = [
-    "apply_attention_weights",
-    "avg_pool",
-    "dot_product_attention_logits",
-    "dropout",
-    "identity",
-    "max_pool",
-    "pool",
-    "sum_pool",
-    "z_norm",
+    "apply_attention_weights", "avg_pool", "dot_product_attention_logits", "dropout", "identity",
+    "max_pool", "pool", "sum_pool", "z_norm",
 ]
+# fmt: on
 
 T = TypeVar("T")
 
@@ -38,7 +34,7 @@ def identity(x: T, /) -> T: ...
 @overload
 def identity(*xs: Any) -> Any: ...
 def identity(*xs: Any) -> Any:
-    """Return the argument; of several arguments, or of none, the tuple of them.
+    """Return the argument, or a tuple of the arguments if there are several or none.
 
     >>> identity(1), identity(1, 2)
     (1, (1, 2))
@@ -67,7 +63,7 @@ def dropout(x: jax.Array, rng: Key, rate: float, axis: Axes) -> jax.Array:
     overfitting", 2014; Tompson et al., "Efficient object localization using convolutional
     networks", 2015, for shared masks.
     """
-    arguments.check_rate("dropout", "rate", rate)
+    arguments.read_rate("dropout", "rate", rate)
     x = arguments.array("dropout", x)
     axes = arguments.canonical_axes("dropout", axis, x.ndim)
     arguments.require_castable("dropout", x, jnp.float32)
@@ -78,32 +74,27 @@ def dropout(x: jax.Array, rng: Key, rate: float, axis: Axes) -> jax.Array:
 
 
 def pool(
-    x: jax.Array,
-    init_value: ArrayLike,
-    reduce_fn: Callable[[Any, Any], Any],
-    window_shape: Sizes,
-    strides: Sizes = 1,
-    padding: Padding = "VALID",
-    input_dilation: Sizes | None = None,
-    window_dilation: Sizes | None = None,
+    x: jax.Array, init_value: ArrayLike, reduce_fn: Callable[[Any, Any], Any],
+    window_shape: Sizes, strides: Sizes = 1, padding: Padding = "VALID",
+    input_dilation: Sizes | None = None, window_dilation: Sizes | None = None,
     data_format: str = "channel_last",
 ) -> jax.Array:
     """Reduce every window of the spatial axes to one element.
 
-    An integer stands for every spatial axis. The gradient is known if `reduce_fn` is
+    An integer applies to every spatial axis. Gradients are defined if `reduce_fn` is
     `jax.lax.add`, `jax.lax.max` or `jax.lax.min` with its identity as `init_value`.
 
     Args:
         x: one channel axis and n spatial axes.
-        init_value: what each reduction starts from, and what padding is made of.
+        init_value: the initial value of each reduction, and the value of the padding.
         reduce_fn: associative function of two scalars.
         window_shape: window length, or one for each spatial axis.
         strides: distance between windows.
         padding: "VALID", "SAME", "SAME_LOWER", an integer, or for each spatial axis an
             integer or a pair (before, after).
-        input_dilation: distance between neighbours of `x` after it is spread with
-            `init_value`. None is 1.
-        window_dilation: distance between neighbours within a window. None is 1.
+        input_dilation: distance between neighbours of `x` after `init_value` is inserted
+            between them. None means 1.
+        window_dilation: distance between neighbours within a window. None means 1.
         data_format: "channel_last", "channel_first", or a spec such as "HWCD".
 
     Returns:
@@ -115,27 +106,22 @@ def pool(
 
     Source: `jax.lax.reduce_window`.
     """
-    arguments.check_callable("pool", "reduce_fn", reduce_fn)
-    arguments.check_scalar("pool", "init_value", init_value)
-    return _pool(
-        "pool", x, init_value, reduce_fn, window_shape, strides, padding, input_dilation,
-        window_dilation, data_format,
-    )  # fmt: skip
+    arguments.read_function("pool", "reduce_fn", reduce_fn)
+    if np.ndim(init_value) != 0 or isinstance(init_value, str):
+        raise TypeError(message("pool", "init_value", "a number", repr(init_value)))
+    windows = window_shape, strides, padding, input_dilation, window_dilation, data_format
+    return _pool("pool", x, init_value, reduce_fn, *windows)
 
 
 def max_pool(
-    x: jax.Array,
-    window_shape: Sizes,
-    strides: Sizes = 1,
-    padding: Padding = "VALID",
-    input_dilation: Sizes | None = None,
-    window_dilation: Sizes | None = None,
+    x: jax.Array, window_shape: Sizes, strides: Sizes = 1, padding: Padding = "VALID",
+    input_dilation: Sizes | None = None, window_dilation: Sizes | None = None,
     data_format: str = "channel_last",
 ) -> jax.Array:
     """Return the largest element of every window, for floating and integer `x`.
 
-    Padding counts as the smallest value of the dtype. Arguments, result and errors are
-    those of `pool`.
+    Padding counts as the smallest value of the dtype. Arguments, result and errors are the
+    same as in `pool`.
 
     >>> import jax.numpy as jnp
     >>> max_pool(jnp.array([[1], [3], [2]]), 2)
@@ -144,24 +130,18 @@ def max_pool(
     """
     x = arguments.array("max_pool", x)
     lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.inexact) else _smallest(x.dtype)
-    return _pool(
-        "max_pool", x, lowest, lax.max, window_shape, strides, padding, input_dilation,
-        window_dilation, data_format,
-    )  # fmt: skip
+    windows = window_shape, strides, padding, input_dilation, window_dilation, data_format
+    return _pool("max_pool", x, lowest, lax.max, *windows)
 
 
 def sum_pool(
-    x: jax.Array,
-    window_shape: Sizes,
-    strides: Sizes = 1,
-    padding: Padding = "VALID",
-    input_dilation: Sizes | None = None,
-    window_dilation: Sizes | None = None,
+    x: jax.Array, window_shape: Sizes, strides: Sizes = 1, padding: Padding = "VALID",
+    input_dilation: Sizes | None = None, window_dilation: Sizes | None = None,
     data_format: str = "channel_last",
 ) -> jax.Array:
     """Return the sum of every window; half precision is summed in float32.
 
-    Arguments, result and errors are those of `pool`.
+    Arguments, result and errors are the same as in `pool`.
     """
     x = arguments.array("sum_pool", x)
     return _sum_pool(
@@ -170,17 +150,13 @@ def sum_pool(
 
 
 def avg_pool(
-    x: jax.Array,
-    window_shape: Sizes,
-    strides: Sizes = 1,
-    padding: Padding = "VALID",
-    input_dilation: Sizes | None = None,
-    window_dilation: Sizes | None = None,
+    x: jax.Array, window_shape: Sizes, strides: Sizes = 1, padding: Padding = "VALID",
+    input_dilation: Sizes | None = None, window_dilation: Sizes | None = None,
     data_format: str = "channel_last",
 ) -> jax.Array:
     """Return the sum of every window divided by its size, padding included.
 
-    Arguments and errors are those of `pool`. Integer `x` gives float32.
+    Arguments and errors are the same as in `pool`. Integer `x` gives float32.
     """
     x = arguments.array("avg_pool", x)
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
@@ -196,35 +172,17 @@ def _smallest(dtype: np.dtype[Any]) -> int | bool:
     return False if dtype == jnp.bool_ else int(jnp.iinfo(dtype).min)
 
 
-def _sum_pool(
-    owner: str,
-    x: jax.Array,
-    window_shape: Sizes,
-    strides: Sizes,
-    padding: Padding,
-    input_dilation: Sizes | None,
-    window_dilation: Sizes | None,
-    data_format: str,
-) -> jax.Array:
+def _sum_pool(owner: str, x: jax.Array, *windows: Any) -> jax.Array:
+    """Return the sums, in float32 or better for floating x. (See `_pool` for the windows.)"""
     if jnp.issubdtype(x.dtype, jnp.inexact):
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return _pool(
-        owner, x, 0, lax.add, window_shape, strides, padding, input_dilation,
-        window_dilation, data_format,
-    )  # fmt: skip
+    return _pool(owner, x, 0, lax.add, *windows)
 
 
 def _pool(
-    owner: str,
-    x: jax.Array,
-    init_value: ArrayLike,
-    reduce_fn: Callable[[Any, Any], Any],
-    window_shape: Sizes,
-    strides: Sizes,
-    padding: Padding,
-    input_dilation: Sizes | None,
-    window_dilation: Sizes | None,
-    data_format: str,
+    owner: str, x: jax.Array, init_value: ArrayLike, reduce_fn: Callable[[Any, Any], Any],
+    window_shape: Sizes, strides: Sizes, padding: Padding,
+    input_dilation: Sizes | None, window_dilation: Sizes | None, data_format: str,
 ) -> jax.Array:
     channel = arguments.channel_axis(owner, data_format, x)
     rank = x.ndim - 1
@@ -237,21 +195,17 @@ def _pool(
 
     pads = arguments.padding_per_axis(owner, padding, rank)
     result: jax.Array = lax.reduce_window(
-        x,
-        np.asarray(init_value, x.dtype),
-        reduce_fn,
-        sizes("window_shape", window_shape),
-        sizes("strides", strides),
+        x, np.asarray(init_value, x.dtype), reduce_fn,
+        sizes("window_shape", window_shape), sizes("strides", strides),
         pads if isinstance(pads, str) else with_channel(pads, (0, 0)),
-        sizes("input_dilation", input_dilation),
-        sizes("window_dilation", window_dilation),
+        sizes("input_dilation", input_dilation), sizes("window_dilation", window_dilation),
     )
     arguments.require_output(owner, x, result)
     return result
 
 
 def z_norm(
-    x: jax.Array, axis: str | Axes, batch_axis_name: AxisName = (), epsilon: float = 1e-05
+    x: jax.Array, axis: NormalizedAxis, batch_axis_name: AxisName = (), epsilon: float = 1e-05
 ) -> jax.Array:
     """Normalise to mean 0 and variance 1: y = (x - E[x]) / sqrt(Var[x] + epsilon).
 
@@ -260,7 +214,7 @@ def z_norm(
         axis: the axes that E and Var are taken over: an axis, a sequence of axes, "all"
             (layer normalisation), or "channel_last" or "channel_first" for all but the
             last or first axis (instance normalisation).
-        batch_axis_name: name or names of mapped axes that E and Var are taken over too.
+        batch_axis_name: name or names of mapped axes that E and Var are also taken over.
         epsilon: small positive number.
 
     Returns:
@@ -274,7 +228,7 @@ def z_norm(
     Source: Ba et al., "Layer normalization", 2016; Ulyanov et al., "Instance
     normalization", 2016; Ioffe and Szegedy, "Batch normalization", 2015.
     """
-    arguments.check_epsilon("z_norm", "epsilon", epsilon)
+    arguments.read_epsilon("z_norm", "epsilon", epsilon)
     x = arguments.array("z_norm", x)
     axes = arguments.normalized_axes("z_norm", axis, x.ndim)
     centred, _, variance = statistics("z_norm", x, axes, batch_axis_name)
@@ -282,15 +236,12 @@ def z_norm(
 
 
 def scale_to_unit(
-    centred: jax.Array,
-    variance: jax.Array,
-    axes: tuple[int, ...],
-    epsilon: float,
+    centred: jax.Array, variance: jax.Array, axes: tuple[int, ...], epsilon: float,
     dtype: np.dtype[Any],
 ) -> jax.Array:
     """Return centred / sqrt(variance + epsilon), in `dtype` if that is floating.
 
-    The variance lacks `axes`.
+    The variance has no `axes`.
     """
     y = centred * lax.rsqrt(jnp.expand_dims(variance, axes) + epsilon)
     return y.astype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else y
@@ -310,10 +261,9 @@ def dot_product_attention_logits(query: jax.Array, key: jax.Array) -> jax.Array:
     """
     _require_matrices("dot_product_attention_logits", query=query, key=key)
     if query.shape[1] != key.shape[1]:
-        raise ValueError(
-            "dot_product_attention_logits: expected query and key of one depth, "
-            f"got shapes {query.shape} and {key.shape}"
-        )
+        got = f"shapes {query.shape} and {key.shape}"
+        owner = "dot_product_attention_logits"
+        raise ValueError(expected(owner, "query and key of one depth", got))
     scale = math.sqrt(query.shape[1])
     return jnp.einsum("qd,kd->qk", query / jnp.asarray(scale, query.dtype), key)
 
@@ -330,27 +280,21 @@ def apply_attention_weights(attention_weights: jax.Array, value: jax.Array) -> j
 
     Source: Vaswani et al., "Attention is all you need", 2017.
     """
-    _require_matrices(
-        "apply_attention_weights", attention_weights=attention_weights, value=value
-    )
+    _require_matrices("apply_attention_weights", attention_weights=attention_weights, value=value)
     if attention_weights.shape[1] != value.shape[0]:
-        raise ValueError(
-            "apply_attention_weights: expected as many weights in a row as values, "
-            f"got shapes {attention_weights.shape} and {value.shape}"
-        )
+        got = f"shapes {attention_weights.shape} and {value.shape}"
+        what = "as many weights in a row as values"
+        raise ValueError(expected("apply_attention_weights", what, got))
     return jnp.einsum("qk,kv->qv", attention_weights, value)
 
 
 def _require_matrices(owner: str, **arrays: jax.Array) -> None:
     for name, array in arrays.items():
         if array.ndim != 2:
-            raise ValueError(
-                f"{owner}: expected {name} with 2 axes, got shape {array.shape}; "
-                "map other axes, as heads or a batch, with jax.vmap"
-            )
+            way_out = "map other axes, such as heads or a batch, with jax.vmap"
+            got = f"shape {array.shape}"
+            raise ValueError(expected(owner, f"{name} with 2 axes", got, way_out))
     first, second = arrays.values()
     if first.dtype != second.dtype:
-        raise TypeError(
-            f"{owner}: expected {' and '.join(arrays)} of one dtype, "
-            f"got {first.dtype.name} and {second.dtype.name}"
-        )
+        got = f"{first.dtype.name} and {second.dtype.name}"
+        raise TypeError(expected(owner, f"{' and '.join(arrays)} of one dtype", got))

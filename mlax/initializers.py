@@ -1,9 +1,9 @@
 """Initializers: functions `(key, shape, dtype) -> array`, as `jax.nn.initializers` makes them.
 
-The defaults of mlax stand here as functions at the top level of a module, so that what
-holds them can be pickled and compares equal. They draw as those of jax do, but in rows of
-a few lengths that are cut to shape: the random generator takes most of the time that it
-takes to initialise a model, all of it compilation, once for every length.
+The defaults of mlax are functions at the top level of this module, so that whatever holds
+them can be pickled and compares equal. They draw from the same distributions as the
+initializers of jax, but draw rows of a few fixed lengths and cut them to shape: most of the
+time to initialise a model goes into compiling the random generator, once for every length.
 """
 
 import functools
@@ -15,23 +15,24 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mlax.pair import Key
+from mlax.errors import expected
+from mlax.layer import Key
 
 __all__ = ["Initializer", "embedding_normal", "glorot_uniform", "initialize"]
 
 
 class Initializer(Protocol):
-    """What makes the first value of a parameter."""
+    """A function that returns the initial value of a parameter."""
 
     def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike, /) -> jax.Array:
-        """Return an array of that shape and dtype, drawn with `key`."""
+        """Return an array of the given shape and dtype, drawn with `key`."""
         ...
 
 
 def glorot_uniform(key: Key, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Draw from U(-a, a) with a = sqrt(6 / (fan_in + fan_out)).
 
-    The last axis of `shape` counts the outputs, the one before it the inputs, any others
+    The last axis of `shape` counts the outputs, the one before it the inputs; all other axes
     belong to the receptive field. Source: Glorot and Bengio, "Understanding the difficulty
     of training deep feedforward neural networks", 2010.
     """
@@ -50,13 +51,9 @@ _SHORTEST = 4096
 
 
 def _cut(
-    draw: Callable[..., jax.Array],
-    key: Key,
-    shape: tuple[int, ...],
-    dtype: DTypeLike,
-    scale: float,
+    draw: Callable[..., jax.Array], key: Key, shape: tuple[int, ...], dtype: DTypeLike, scale: float
 ) -> jax.Array:
-    """Return scale * draw(key, shape): the row drawn is the next longer one of 4096 * 4^n."""
+    """Return scale * draw(key, shape), cut from a row of the next length 4096 * 4^n."""
     length = _SHORTEST
     while length < math.prod(shape):
         length *= 4
@@ -70,14 +67,10 @@ def _scaled(row: jax.Array, scale: float, shape: tuple[int, ...]) -> jax.Array:
 
 
 def initialize(
-    owner: str,
-    name: str,
-    initializer: Initializer,
-    rng: Key,
-    shape: tuple[int, ...],
+    owner: str, name: str, initializer: Initializer, rng: Key, shape: tuple[int, ...],
     dtype: DTypeLike,
 ) -> jax.Array:
-    """Return the first value of a parameter, and require that it has the shape asked for."""
+    """Return the initial value of a parameter, and require that it has the given shape."""
     try:
         value = jnp.asarray(initializer(rng, shape, dtype), dtype)
     except Exception as error:
@@ -85,5 +78,5 @@ def initialize(
         error.add_note(f"{owner}: {name} was called for shape {shape} and dtype {dtype_name}")
         raise
     if value.shape != shape:
-        raise ValueError(f"{owner}: expected {name} to return shape {shape}, got {value.shape}")
+        raise ValueError(expected(owner, f"{name} to return shape {shape}", value.shape))
     return value

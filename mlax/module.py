@@ -1,13 +1,13 @@
 """The object base: `Parameter` and `Module`, mutable objects that are pytrees.
 
-A module's attributes that are parameters or modules are its children, by name; all others
-are static: they belong to the tree structure, as `jax.jit` sees it, and two structures are
-equal if the static attributes are, arrays and PRNG keys among them.
+Attributes of a module that are parameters or modules are its children, by name. All others
+are static: `jax.jit` sees them as part of the tree structure, and two structures are equal if
+their static attributes are, including arrays and PRNG keys.
 """
 
 import copy
 import functools
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar
 
 import jax
@@ -15,15 +15,10 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 
 from mlax.equality import equal
-from mlax.pair import AxisName, Key
+from mlax.errors import expected
+from mlax.layer import AxisName, Key
 
-__all__ = [
-    "Module",
-    "Parameter",
-    "is_leaf_param",
-    "is_non_trainable_param",
-    "is_trainable_param",
-]
+__all__ = ["Module", "Parameter", "is_leaf_param", "is_non_trainable_param", "is_trainable_param"]
 
 Y = TypeVar("Y")
 M = TypeVar("M")
@@ -31,7 +26,7 @@ Y_co = TypeVar("Y_co", covariant=True)
 M_co = TypeVar("M_co", covariant=True)
 
 KeyPath: TypeAlias = tuple[Hashable, ...]
-"""Where a leaf stands in a pytree: key entries, as those of `jax.tree_util`."""
+"""The path of a leaf in a pytree: key entries, as in `jax.tree_util`."""
 
 
 class Parameter:
@@ -40,31 +35,27 @@ class Parameter:
     Attributes:
         trainable: True for a leaf that is trained, False for one that is not (running
             statistics), None for a container whose data holds modules or parameters.
-        data: a pytree; None where it was filtered out or not set up yet.
+        data: a pytree; None if it was filtered out or is not set up yet.
     """
 
     __slots__ = ("__dict__", "__weakref__", "data", "trainable")
 
     trainable: bool | None
     data: Any
-    """Any pytree: what it holds is known to the module that sets it."""
+    """Any pytree: only the module that sets it knows its type."""
 
     def __init__(self, trainable: bool | None, data: Any = None) -> None:
-        """Hold `data`."""
         self.trainable = trainable
         self.data = data
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return every attribute."""
         return {"trainable": self.trainable, "data": self.data, **self.__dict__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Set every attribute."""
         for name, value in state.items():
             setattr(self, name, value)
 
     def __repr__(self) -> str:
-        """Return the class name and every attribute."""
         return _repr(self)
 
 
@@ -79,32 +70,26 @@ def is_non_trainable_param(x: object) -> bool:
 
 
 def is_leaf_param(x: object) -> bool:
-    """Return whether x is a `Parameter` that is no container."""
+    """Return whether x is a `Parameter` that is not a container."""
     return isinstance(x, Parameter) and x.trainable is not None
 
 
 class _HasForward(Protocol[Y_co]):
     """A module, by the type of its output."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Y_co:
-        """Return the output."""
-        ...
+    def forward(self, *args: Any, **kwargs: Any) -> Y_co: ...
 
 
 class _Call(Protocol[Y_co, M_co]):
     """The call of a module of class M with output Y."""
 
     def __call__(
-        self,
-        x: Any,
-        rng: Key | None,
-        inference_mode: bool = False,
-        batch_axis_name: AxisName = (),
+        self, x: Any, rng: Key | None, inference_mode: bool = False, batch_axis_name: AxisName = ()
     ) -> tuple[Y_co, M_co]: ...
 
 
 class _TypedCall:
-    """For type checkers: what `forward` of the instance returns, and the class of the instance."""
+    """Types `__call__` by what `forward` of the instance returns, and the class of the instance."""
 
     def __get__(self, instance: _HasForward[Y], owner: type[M]) -> _Call[Y, M]:
         raise NotImplementedError
@@ -139,49 +124,47 @@ class Module:
     _structure: "_Structure | None"
 
     def __init__(self) -> None:
-        """Begin as a module that is not set up."""
+        """Start as a module that is not set up."""
         self.initialized = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Register the subclass as a pytree with keys."""
         super().__init_subclass__(**kwargs)
+        unflatten = functools.partial(_unflatten_module, cls)
         jax.tree_util.register_pytree_with_keys(
-            cls,
-            _flatten_module_with_keys,
-            functools.partial(_unflatten_module, cls),
-            _flatten_module,
+            cls, _flatten_module_with_keys, unflatten, _flatten_module
         )
 
     def setup(self, x: Any) -> None:
         """Create the parameters, from the shapes and dtypes of `x`.
 
-        Submodules may be left for `forward` to set up, by calling them.
+        Submodules can be left for `forward` to set up by calling them.
         """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the output: `forward(x, rng, inference_mode=False, batch_axis_name=())`.
 
-        The arguments are those of `mlax.Apply`. It may change parameters and submodules. A
-        default of None for `rng` says that the module needs no key. (The signature is open
-        so that each subclass can declare its own.)
+        The arguments are those of `mlax.Apply`. `forward` may change parameters and submodules.
+        A default of None for `rng` declares that the module needs no key. (The signature is
+        open so that each subclass can declare its own.)
         """
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
     if TYPE_CHECKING:
         __call__: _TypedCall = _TypedCall()
         apply: _TypedCall = _TypedCall()
-        """`__call__` without the set up."""
+        """`__call__` without the setup."""
     else:
 
         def __call__(self, x, rng, inference_mode=False, batch_axis_name=()):
-            """Set up if that has not been done, and return `(forward(...), self)`."""
+            """Set up the module if necessary, and return `(forward(...), self)`."""
             if not self.initialized:
                 self.setup(x)
                 self.initialized = True
             return self.apply(x, rng, inference_mode, batch_axis_name)
 
         def apply(self, x, rng, inference_mode=False, batch_axis_name=()):
-            """Return `(forward(...), self)` of a module that is set up."""
+            """Return `(forward(...), self)`, for a module that is set up."""
             return self.forward(x, rng, inference_mode, batch_axis_name), self
 
     def filter(
@@ -189,7 +172,7 @@ class Module:
     ) -> Self:
         """Return a copy in which the leaf parameters that `f` rejects have no data.
 
-        With `inverse` it is those that `f` accepts.
+        With `inverse`, those that `f` accepts have none.
 
         Raises:
             AttributeError: the module is not initialized.
@@ -209,10 +192,8 @@ class Module:
             AttributeError: the module is not initialized.
         """
         if not self.initialized:
-            raise AttributeError(
-                f"{type(self).__name__}: expected an initialized module to filter; call it once, "
-                "module(x, rng)"
-            )
+            what, way_out = "an initialized module to filter", "call it once, module(x, rng)"
+            raise AttributeError(expected(type(self).__name__, what, "one that is not", way_out))
 
         def kept(path: KeyPath, leaf: Any) -> Any:
             if not is_leaf_param(leaf):
@@ -230,12 +211,12 @@ class Module:
         return self.filter_with_path(f), self.filter_with_path(lambda *args: not f(*args))
 
     def combine(self, *others: Self) -> Self:
-        """Return a copy whose empty parameters are those of the first other that has them.
+        """Return a copy with each empty parameter taken from the first other module that has it.
 
-        Static attributes are those of this module.
+        Static attributes are taken from this module.
 
         Raises:
-            ValueError: the modules have not the same parameters.
+            ValueError: the modules have different parameters.
         """
         flatten = functools.partial(
             jax.tree_util.tree_flatten_with_path,
@@ -243,24 +224,21 @@ class Module:
         )
         entries, structure = flatten(self)
         columns = [flatten(other)[0] for other in others]
-        paths = [path for path, _ in entries]
         for column in columns:
-            for path, other in zip(paths, (path for path, _ in column), strict=False):
+            for (path, _), (other, _) in zip(entries, column, strict=False):
                 if path != other:
                     raise ValueError(_misfit(self, path, jax.tree_util.keystr(other)))
             if len(column) != len(entries):
-                raise ValueError(_misfit(self, (), f"{len(column)} of them, not {len(entries)}"))
+                raise ValueError(_misfit(self, (), f"{len(column)} instead of {len(entries)}"))
 
-        def combined(leaf: Any, candidates: Iterable[Any]) -> Any:
+        def combined(leaf: Any, *candidates: Any) -> Any:
             if not is_leaf_param(leaf):
                 return leaf
             chosen = (p for p in (leaf, *candidates) if p.data is not None)
             return jax.tree.map(lambda data: data, next(chosen, leaf))
 
-        leaves = [
-            combined(leaf, [column[i][1] for column in columns])
-            for i, (_, leaf) in enumerate(entries)
-        ]
+        rows = zip(entries, *columns, strict=True)
+        leaves = [combined(*(leaf for _, leaf in row)) for row in rows]
         module: Self = jax.tree.unflatten(structure, leaves)
         return module
 
@@ -273,45 +251,37 @@ class Module:
         """Delete an attribute of a module that is not initialized.
 
         Raises:
-            AttributeError: there is none, or the module is initialized.
+            AttributeError: there is no such attribute, or the module is initialized.
         """
         if self.initialized:
-            raise AttributeError(
-                f"{type(self).__name__}: expected no deletion of {name!r} from an initialized "
-                "module; set it to None"
-            )
+            what, got = "an initialized module to keep its attributes", f"a deletion of {name!r}"
+            raise AttributeError(expected(type(self).__name__, what, got, "set it to None"))
         object.__delattr__(self, name)
         _set_structure(self, None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy the children; static attributes only if they could be changed in place."""
-        attributes = {
-            name: copy.deepcopy(value, memo)
-            if isinstance(value, Parameter | Module)
-            else (_copied(value) if _is_mutable(value) else value)
-            for name, value in vars(self).items()
-        }
+        """Copy the children, and static attributes only if they can be changed in place."""
         copied: Self = object.__new__(type(self))
-        copied.__setstate__(attributes)
+        copied.__setstate__({
+            n: copy.deepcopy(v, memo) if isinstance(v, Parameter | Module) else _copied(v)
+            for n, v in vars(self).items()
+        })
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return every attribute."""
         return dict(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Set every attribute."""
         self.__dict__.update(state)
         _set_structure(self, None)
 
     def __repr__(self) -> str:
-        """Return the class name and every attribute."""
         return _repr(self)
 
 
 def _misfit(module: Module, path: KeyPath, got: str) -> str:
-    where = jax.tree_util.keystr(path) or "as many parameters"
-    return f"{type(module).__name__}.combine: expected {where} in the other module too, got {got}"
+    where = jax.tree_util.keystr(path) or "the same parameters"
+    return expected(f"{type(module).__name__}.combine", f"{where} in the other module", got)
 
 
 def _repr(node: Parameter | Module) -> str:
@@ -320,12 +290,12 @@ def _repr(node: Parameter | Module) -> str:
 
 
 class _Structure:
-    """The attributes of a parameter or module without its children: the static part of a node.
+    """The static part of a parameter or module: its attributes without the children.
 
     Attributes:
         names: the names of the children.
-        attributes: every attribute in the order in which it was set, None for children.
-        mutable: whether a static attribute could be changed in place. If so, it is copied
+        attributes: every attribute in the order in which they were set, None for children.
+        mutable: whether a static attribute can be changed in place. If so, attributes are copied
             here and again for each new instance, so that a structure never changes.
     """
 
@@ -338,11 +308,9 @@ class _Structure:
         self.attributes = _copied(static) if self.mutable else static
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (
-            isinstance(other, _Structure)
-            and self.names == other.names
-            and equal(self.attributes, other.attributes)
-        )
+        if self is other or not isinstance(other, _Structure):
+            return self is other
+        return self.names == other.names and equal(self.attributes, other.attributes)
 
     def __hash__(self) -> int:
         return hash(self.names)
@@ -352,7 +320,7 @@ class _Structure:
 
 
 def _copied(value: Any) -> Any:
-    """Return the value with new containers around what is in it."""
+    """Return the value with its containers copied."""
     if isinstance(value, dict):
         mapping = copy.copy(value)
         mapping.update({key: _copied(entry) for key, entry in value.items()})
@@ -382,9 +350,7 @@ def _flatten_parameter(parameter: Parameter) -> tuple[tuple[Any], _Structure]:
     return (parameter.data,), _PLAIN[parameter.trainable]
 
 
-def _flatten_parameter_with_keys(
-    parameter: Parameter,
-) -> tuple[tuple[tuple[Hashable, Any]], _Structure]:
+def _flatten_parameter_with_keys(parameter: Parameter) -> tuple[Any, _Structure]:
     children, structure = _flatten_parameter(parameter)
     return ((GetAttrKey("data"), *children),), structure
 
@@ -398,14 +364,12 @@ def _flatten_module(module: Module) -> tuple[list[Any], _Structure]:
         if not structure.mutable:
             _set_structure(module, structure)
     children = []
-    for name in structure.names:  # a comprehension would be one more call for every module
+    for name in structure.names:  # a comprehension would cost another call per module
         children.append(attributes[name])
     return children, structure
 
 
-def _flatten_module_with_keys(
-    module: Module,
-) -> tuple[Iterator[tuple[Hashable, Any]], _Structure]:
+def _flatten_module_with_keys(module: Module) -> tuple[Any, _Structure]:
     children, structure = _flatten_module(module)
     return zip(map(GetAttrKey, structure.names), children, strict=True), structure
 
@@ -431,7 +395,7 @@ def _unflatten_module(cls: type[M], structure: _Structure, children: Iterable[An
     return module
 
 
-# What object.__setattr__ comes to: every step makes each module anew, and so this is timed.
+# What object.__setattr__ calls: every step makes each module anew, so speed matters here.
 _set_attributes = Module.__dict__["__dict__"].__set__
 _set_structure = Module.__dict__["_structure"].__set__
 

@@ -1,291 +1,49 @@
-"""The contract of mlax: a layer is a pair of pure functions.
+"""From functions to layers: `layer` and `stateless` bind, check, print and compare hyperparameters.
 
-    init(rng, x, **hparams)                                        -> (params, state)
-    apply(params, state, x, rng, inference_mode, batch_axis_name)  -> (y, state)
+A `Pair` is made of two functions by a decorator. `pair.init` and `pair.apply` are the bare
+functions of the contract; `pair(**hparams)` is the `Layer` with these hyperparameters. The
+annotation of a hyperparameter says which values it accepts, see mlax/arguments.py.
 
-`Init` and `Apply` state the contract, `State` holds what is not trained, `Layer` is a
-pair whose hyperparameters are bound, and `layer` turns two such functions into a `Pair`:
-the pair itself and the constructor of its layers.
+A layer and the state that its `init` made belong together: at trace time, the `apply` of a layer
+compares the hyperparameters in the config of the state with its own.
 """
 
-import copy
 import dataclasses
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    Generic,
-    NamedTuple,
-    ParamSpec,
-    Protocol,
-    Self,
-    TypeAlias,
-    TypeVar,
-)
+import typing
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeAlias, TypeVar
+from typing import overload
 
 import jax
-from jax.tree_util import GetAttrKey
 
-from mlax.equality import equal
+from mlax import arguments
+from mlax.arguments import ANOTHER_MODEL
+from mlax.equality import equal, hash_of, source
+from mlax.errors import expected, message
+from mlax.layer import Apply, ApplyWithRng, AxisName, Key, Layer, State
+from mlax.layer import P, P_co, S, S_co, X_contra, Y_co
+from mlax.layer import needs_rng as _reads_rng
 
-__all__ = ["Apply", "AxisName", "Init", "Key", "Layer", "Pair", "State", "layer", "needs_rng"]
+__all__ = ["Pair", "PairBase", "layer", "stateless"]
 
-Key: TypeAlias = jax.Array
-"""A PRNG key: typed (`jax.random.key`) or raw (`jax.random.PRNGKey`)."""
-
-AxisName: TypeAlias = Hashable | tuple[Hashable, ...]
-"""The name of a mapped axis, or a tuple of such names; `()` for no axis."""
-
-P = TypeVar("P")
-S = TypeVar("S")
-P_co = TypeVar("P_co", covariant=True)
-P_contra = TypeVar("P_contra", contravariant=True)
-S_co = TypeVar("S_co", covariant=True)
-V = TypeVar("V")
-V_co = TypeVar("V_co", covariant=True)
-C = TypeVar("C", bound=Hashable)
-C_co = TypeVar("C_co", bound=Hashable, covariant=True)
-X_contra = TypeVar("X_contra", contravariant=True)
-Y_co = TypeVar("Y_co", covariant=True)
+C = TypeVar("C", bound=tuple[Any, ...])
+X = TypeVar("X")
+Y = TypeVar("Y")
 H = ParamSpec("H")
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class State(Generic[V_co, C_co]):
-    """What `apply` needs besides parameters and input, as one pytree node.
-
-    Attributes:
-        variables: a pytree of arrays that `apply` may replace (running statistics, caches);
-            they are the leaves. `()` where there are none.
-        config: the hyperparameters, hashable and compared with `==`; they are part of the
-            tree structure, so `jax.jit` sees them as static.
-    """
-
-    variables: V_co
-    config: C_co
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy the variables and keep the config, which never changes."""
-        return dataclasses.replace(self, variables=copy.deepcopy(self.variables, memo))
-
-
-# A tuple around the config, as jax compares what stands here with `!=`, which a config that is a
-# named tuple with an `__eq__` of its own inherits from `tuple`.
-def _flatten_state(state: State[V, C]) -> tuple[tuple[V], tuple[C]]:
-    return (state.variables,), (state.config,)
-
-
-def _flatten_state_with_keys(
-    state: State[V, C],
-) -> tuple[tuple[tuple[Hashable, V]], tuple[C]]:
-    return ((GetAttrKey("variables"), state.variables),), (state.config,)
-
-
-def _unflatten_state(config: tuple[C], children: Iterable[V]) -> State[V, C]:
-    state: State[V, C] = object.__new__(State)
-    (variables,) = children
-    _set_variables(state, variables)
-    _set_config(state, config[0])
-    return state
-
-
-# A step of a small model takes a tenth of a millisecond and makes one State: it matters that
-# `register_dataclass` would take 5 us more, and object.__setattr__ twice as long as these.
-_set_variables = State.__dict__["variables"].__set__
-_set_config = State.__dict__["config"].__set__
-jax.tree_util.register_pytree_with_keys(
-    State, _flatten_state_with_keys, _unflatten_state, _flatten_state
-)
-
-
-class Init(Protocol[P_co, S_co]):
-    """The first function of a layer: makes parameters and state."""
-
-    def __call__(self, rng: Key, x: Any, /) -> tuple[P_co, S_co]:
-        """Return `(params, state)` for inputs like `x`.
-
-        Args:
-            rng: PRNG key. Equal keys give equal parameters.
-            x: what `apply` will be given, or `jax.ShapeDtypeStruct`s in its place: only
-                shapes and dtypes are read. (Any: no type can say "the shapes of X".)
-        """
-        ...
-
-
-class Apply(Protocol[P_contra, S, X_contra, Y_co]):
-    """The second function of a layer: computes the output and the next state."""
-
-    def __call__(
-        self,
-        params: P_contra,
-        state: S,
-        x: X_contra,
-        /,
-        rng: Key | None = None,
-        inference_mode: bool = False,
-        batch_axis_name: AxisName = (),
-    ) -> tuple[Y_co, S]:
-        """Return `(y, state)`.
-
-        Args:
-            params: what `init` returned, or what an optimizer made of it.
-            state: what `init` or the last `apply` returned.
-            x: one example. A batch goes through `jax.vmap`.
-            rng: PRNG key. Needed in training by the layers for which `needs_rng` holds.
-            inference_mode: False in training. In inference mode no key is needed and
-                `state` comes back as it was.
-            batch_axis_name: name, or tuple of names, of the axes mapped by `jax.vmap`,
-                `jax.shard_map` or `jax.pmap` that together make the batch. Layers that
-                compute statistics take them over these axes too.
-        """
-        ...
-
-
-class ApplyWithRng(Protocol[P_contra, S, X_contra, Y_co]):
-    """An `Apply` that needs a key and says so: `rng` has no default."""
-
-    def __call__(
-        self,
-        params: P_contra,
-        state: S,
-        x: X_contra,
-        /,
-        rng: Any,
-        inference_mode: bool = False,
-        batch_axis_name: AxisName = (),
-    ) -> tuple[Y_co, S]:
-        """Return `(y, state)`: see `Apply`. (Any: it may or may not take None.)"""
-        ...
-
-
-class _LayerFields(NamedTuple, Generic[P, S, X_contra, Y_co]):
-    init: Init[P, S]
-    apply: Apply[P, S, X_contra, Y_co]
-
-
-class Layer(_LayerFields[P, S, X_contra, Y_co]):
-    """A pair of functions that fulfils the contract: `init, apply = layer`.
-
-    Any two functions will do, with any pytree as state. If the `rng` of `apply` has no
-    default, combinators take it that the layer needs a key.
-
-    >>> import jax, jax.numpy as jnp, mlax
-    >>> def init(rng, x):
-    ...     return jnp.ones(x.shape), ()
-    >>> def apply(params, state, x, rng=None, inference_mode=False, batch_axis_name=()):
-    ...     return params * x, state
-    >>> gate = mlax.Layer(init, apply)
-    >>> params, state = mlax.series(gate, mlax.bias(-1)).init(jax.random.key(0), jnp.ones(3))
-    """
-
-    __slots__ = ()
-
-    if TYPE_CHECKING:
-
-        def __new__(
-            cls,
-            init: Init[P, S],
-            apply: Apply[P, S, X_contra, Y_co] | ApplyWithRng[P, S, X_contra, Y_co],
-        ) -> Self:
-            """Make a layer of two functions."""
-            ...
-
-    def __repr__(self) -> str:
-        """Return the expression that makes the layer."""
-        if isinstance(self.init, _BoundInit):
-            return repr(self.init)
-        return f"Layer(init={self.init!r}, apply={self.apply!r})"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _BoundInit(Generic[P_co, S_co]):
-    """`init` with its hyperparameters: picklable, and equal if they are equal."""
-
-    init: Callable[..., tuple[P_co, S_co]]
-    args: tuple[object, ...]
-    kwargs: tuple[tuple[str, object], ...]
-
-    @property
-    def __name__(self) -> str:
-        return self.init.__name__
-
-    def __call__(self, rng: Key, x: Any) -> tuple[P_co, S_co]:
-        return self.init(rng, x, *self.args, **dict(self.kwargs))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BoundInit) and equal(
-            (self.init, self.args, self.kwargs), (other.init, other.args, other.kwargs)
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.init, len(self.args), tuple(name for name, _ in self.kwargs)))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
-
-    def __repr__(self) -> str:
-        """Return the call that makes the layer, over several lines where one is too long."""
-        _, _, *hparams = inspect.signature(self.init).parameters.values()
-        bound = inspect.Signature(hparams).bind(*self.args, **dict(self.kwargs)).arguments
-        arguments: list[str] = []
-        for parameter in hparams:
-            value = bound.get(parameter.name, parameter.default)
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                arguments += map(_source, bound.get(parameter.name, ()))
-            elif parameter.kind is parameter.VAR_KEYWORD:
-                named = bound.get(parameter.name, {})
-                arguments += [f"{name}={_source(child)}" for name, child in named.items()]
-            elif parameter.default is parameter.empty:
-                arguments.append(_source(value))
-            elif value is not parameter.default:
-                arguments.append(f"{parameter.name}={_source(value)}")
-        line = f"{self.__name__}({', '.join(arguments)})"
-        if len(line) <= _LINE_LENGTH and "\n" not in line:
-            return line
-        lines = textwrap.indent(",\n".join(arguments), "    ")
-        return f"{self.__name__}(\n{lines},\n)"
-
-
-_LINE_LENGTH = 88
-
-
-def _source(value: object) -> str:
-    """Return how `value` is written in a program: functions by their name."""
-    if isinstance(value, Layer):
-        return repr(value)
-    return str(value.__name__) if callable(value) and hasattr(value, "__name__") else repr(value)
-
-
-_NEEDING_RNG: set[object] = set()
-
-
-def needs_rng(apply: Callable[..., object]) -> bool:
-    """Return whether the layer with this `apply` needs a key in training.
-
-    It does if `layer` was told so, or if `apply` has a parameter `rng` without a default.
-    """
-    if apply in _NEEDING_RNG:
-        return True
-    rng = inspect.signature(apply).parameters.get("rng")
-    return rng is not None and rng.default is inspect.Parameter.empty
-
-
-Check: TypeAlias = Callable[[str, str, Any], None]
-"""`check(layer, argument, value)` raises if a hyperparameter is wrong whatever the input.
-(The value is Any: it is what a caller wrote.)"""
+HParams: TypeAlias = tuple[tuple[str, Any], ...]
+"""The hyperparameters that were passed, by name; those passed to `**named` as pairs."""
 
 
 class HyperInit(Protocol[H, P_co, S_co]):
     """The `init` of a pair, with the hyperparameters H."""
 
-    def __call__(
-        self, rng: Key, x: Any, /, *args: H.args, **kwargs: H.kwargs
-    ) -> tuple[P_co, S_co]:
-        """Return `(params, state)` for inputs like `x`: see `Init`."""
+    def __call__(self, rng: Key, x: Any, /, *args: H.args, **kwargs: H.kwargs) -> tuple[P_co, S_co]:
+        """Return `(params, state)` for inputs like `x`: see `mlax.Init`."""
         ...
 
 
@@ -296,103 +54,182 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
     """`init(rng, x, **hparams)`."""
     apply: Apply[P, S, X_contra, Y_co]
     """`apply(params, state, x, rng, inference_mode, batch_axis_name)`."""
-    apply_rng: Apply[P, S, X_contra, Y_co]
-    """The same function for layers that need a key, if that depends on the hyperparameters."""
+    config: type[tuple[Any, ...]] | None
+    """The type of the config. A field named after a hyperparameter holds that hyperparameter."""
+    named_by: str | None = None
+    """The hyperparameter, a function, that a layer is named after; it does not show in the repr."""
     __name__: str
     __qualname__: str
 
     def __init__(
-        self,
-        init: Callable[..., tuple[P, S]],
-        apply: Apply[P, S, X_contra, Y_co],
-        needs_rng: bool | Callable[..., bool],
-        checks: Mapping[str, Check],
+        self, init: Callable[..., Any], apply: Callable[..., tuple[Y_co, S]],
+        config: type[tuple[Any, ...]] | None, needs_rng: bool | Callable[..., bool] | None,
     ) -> None:
-        self.__name__ = init.__name__
-        self.__qualname__ = init.__qualname__
-        self.__module__ = init.__module__
-        self.__doc__ = init.__doc__
+        self.__name__, self.__qualname__ = init.__name__, init.__qualname__
+        self.__module__, self.__doc__ = init.__module__, init.__doc__
         self.__wrapped__ = init
         _, _, *hparams = inspect.signature(init).parameters.values()
         self.__signature__: inspect.Signature = inspect.Signature(hparams, return_annotation=Layer)
-        self._checks = checks
-        self.init = self._checked(init)
-        self.apply = apply
-        self._needs_rng = needs_rng
-        if needs_rng is True:
-            _NEEDING_RNG.add(apply)
-        elif needs_rng is not False:
-            self.apply_rng = self._twin(apply)
-            _NEEDING_RNG.add(self.apply_rng)
+        self.config = config
+        self._needs_rng = _reads_rng(apply) if needs_rng is None else needs_rng
+        self._init_function = init
+        self.init = self._public_init()
+        self.apply = self._public_apply(apply)
 
-    @classmethod
-    def of(
-        cls,
-        apply: Apply[P, S, X_contra, Y_co],
-        *,
-        needs_rng: bool | Callable[..., bool] = False,
-        checks: Mapping[str, Check] | None = None,
-    ) -> Callable[[Callable[..., tuple[P, S]]], Self]:
-        """Return the decorator that makes a pair of this class from an `init`."""
-        return lambda init: cls(init, apply, needs_rng, checks or {})
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make `__call__` of a subclass, which only declares types, an alias of `bind`."""
+        super().__init_subclass__(**kwargs)
+        if "__call__" in vars(cls):
+            # An assignment would be a declaration to type checkers.
+            setattr(cls, "__call__", lambda self, /, *args, **kwargs: self.bind(*args, **kwargs))
 
-    def bind(self, /, *args: object, **kwargs: object) -> Layer[P, S, X_contra, Y_co]:
+    def bind(self, /, *args: Any, **kwargs: Any) -> Layer[P, S, X_contra, Y_co]:
         """Check the hyperparameters and return the layer that has them."""
-        self.check(*args, **kwargs)
-        apply = self.apply
-        if callable(self._needs_rng) and self._needs_rng(*args, **kwargs):
-            apply = self.apply_rng
-        return Layer(_BoundInit(self.init, args, tuple(kwargs.items())), apply)
+        hparams = self.read(args, kwargs)
+        needs = self.layer_needs_rng(hparams)
+        return Layer(BoundInit(self, hparams), BoundApply(self, hparams, needs), needs)
 
-    def check(self, /, *args: object, **kwargs: object) -> None:
-        """Raise if these hyperparameters are wrong whatever the input."""
+    def layer_needs_rng(self, hparams: HParams) -> bool:
+        """Return whether the layer with these hyperparameters needs a key in training."""
+        if callable(self._needs_rng):
+            bound = self.bound(hparams)
+            return bool(self._needs_rng(*bound.args, **bound.kwargs))
+        return self._needs_rng
+
+    def name_of(self, hparams: HParams) -> str:
+        """Return the name of the layer with these hyperparameters."""
+        named: Any = dict(hparams)[self.named_by] if self.named_by else self
+        return str(named.__name__)
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HParams:
+        """Return the hyperparameters in their plain form, or raise."""
         try:
-            bound = self.__signature__.bind(*args, **kwargs)
+            passed = self.__signature__.bind(*args, **kwargs).arguments
         except TypeError as error:
-            arguments = ", ".join(self.__signature__.parameters)
-            raise TypeError(
-                f"{self.__name__}: {error}; expected {self.__name__}({arguments})"
-            ) from None
-        bound.apply_defaults()
-        for name, check in self._checks.items():
+            empty = inspect.Parameter.empty
+            parameters = self.__signature__.parameters.values()
+            names = [p.replace(annotation=empty, default=empty) for p in parameters]
+            text = f"{self.__name__}: {error}; expected {self.__name__}{inspect.Signature(names)}"
+            if "too many positional" in str(error):
+                text += "; pass the others by name; input sizes are inferred from x"
+            raise TypeError(text) from None
+        return tuple((name, self._read(name, value)) for name, value in passed.items())
+
+    def _read(self, name: str, value: Any) -> Any:
+        owner = self.__name__
+        rule: arguments.Reader = self._rules.get(name, lambda owner, name, value: _fixed(value))
+        kind = self.__signature__.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            return tuple(rule(owner, name, entry) for entry in value)
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            return tuple((key, rule(owner, key, entry)) for key, entry in value.items())
+        return rule(owner, name, value)
+
+    @functools.cached_property
+    def _rules(self) -> dict[str, arguments.Reader]:
+        """The rule of each hyperparameter that has one."""
+        rules = {n: arguments.rule_of(hint) for n, hint in _hints(self._init_function).items()}
+        return {n: rule for n, rule in rules.items() if rule and n in self.__signature__.parameters}
+
+    def bound(self, hparams: HParams) -> inspect.BoundArguments:
+        """Return the hyperparameters as arguments, with defaults for those not passed."""
+        passed = dict(hparams)
+        values: OrderedDict[str, Any] = OrderedDict()
+        for name, parameter in self.__signature__.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                values[name] = dict(passed.get(name, ()))
+            elif parameter.kind is parameter.VAR_POSITIONAL or name in passed:
+                values[name] = passed.get(name, ())
+            else:
+                values[name] = self._read(name, parameter.default)
+        return inspect.BoundArguments(self.__signature__, values)
+
+    def make(self, rng: Key, x: Any, hparams: HParams) -> tuple[P, S]:
+        """Return `(params, state)`."""
+        arguments.require_key(self.__name__, rng)
+        require_input(self.__name__, x)
+        bound = self.bound(hparams)
+        made: tuple[P, S] = self._init_function(rng, x, *bound.args, **bound.kwargs)
+        return made
+
+    def adopt(self, bound: "BoundApply", state: Any, x: Any) -> Any:
+        """Return the state to run with, which must have these hyperparameters."""
+        if self.config is None:
+            self._require_config_of_init(bound.hparams, state, x)
+            return state
+        config = config_of(self.__name__, state, self.config)
+        for name in config._fields:
             if name in bound.arguments:
-                check(self.__name__, name, bound.arguments[name])
+                require_equal(self.__name__, name, bound.arguments[name], getattr(config, name))
+        return state
 
-    def _checked(self, init: Callable[..., tuple[P, S]]) -> Callable[..., tuple[P, S]]:
-        @functools.wraps(init)
-        def checked(rng: Key, x: Any, *args: object, **kwargs: object) -> tuple[P, S]:
-            self.check(*args, **kwargs)
-            return init(rng, x, *args, **kwargs)
+    def _require_config_of_init(self, hparams: HParams, state: Any, x: Any) -> None:
+        """Require the hyperparameters that `init` puts into the config, for a config of any type.
 
-        checked.__qualname__ = f"{init.__qualname__}.init"
+        What has another name may come from x, and x may be of another shape now.
+        """
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        try:
+            _, made = jax.eval_shape(lambda key, x: self.make(key, x, hparams), key, x)
+        except Exception:  # x doesn't fit: let `apply` say what is wrong with it
+            return
+        if not isinstance(made, State):
+            return
+        config = config_of(self.__name__, state, type(made.config))
+        names = self.__signature__.parameters
+        for name in getattr(config, "_fields", ()):
+            if name in names:
+                own = getattr(made.config, name)
+                require_equal(self.__name__, name, own, getattr(config, name))
+        if names and not hasattr(config, "_fields"):
+            require_equal(self.__name__, "", made.config, config)
+
+    @functools.cached_property
+    def _params_type(self) -> Any:
+        """The type of the params by the annotation of `init`, if it has one."""
+        params_and_state = typing.get_args(_hints(self._init_function).get("return"))
+        return params_and_state[0] if len(params_and_state) == 2 else None
+
+    def _public_init(self) -> Callable[..., tuple[P, S]]:
+        @functools.wraps(self._init_function)
+        def init(rng: Any = None, x: Any = _MISSING, *args: Any, **kwargs: Any) -> tuple[P, S]:
+            require_both(self.__name__, x)
+            return self.make(rng, x, self.read(args, kwargs))
+
+        init.__qualname__ = f"{self.__qualname__}.init"
+        return init
+
+    def _public_apply(self, apply: Callable[..., tuple[Y_co, S]]) -> Apply[P, S, X_contra, Y_co]:
+        """Return a function of this pair alone that checks its arguments and calls `apply`."""
+        name = self.__name__
+
+        def checked(
+            params: P, state: S, x: X_contra, rng: Key | None = None,
+            inference_mode: bool = False, batch_axis_name: AxisName = (),
+        ) -> tuple[Y_co, S]:
+            arguments.require_call(name, rng, inference_mode, batch_axis_name)
+            if self.config is not None:
+                ndim = getattr(config_of(name, state, self.config), "ndim", None)
+                if ndim is not None:
+                    arguments.require_ndims(name, x, (ndim,))
+            config = state.config if isinstance(state, State) else None
+            require_params(name, params, self._params_type, config)
+            return apply(params, state, x, rng, bool(inference_mode), batch_axis_name)
+
+        checked.__name__, checked.__qualname__ = "apply", f"{self.__qualname__}.apply"
+        checked.__module__, checked.__doc__ = self.__module__, apply.__doc__
+        if isinstance(self._needs_rng, bool):
+            setattr(checked, "needs_rng", self._needs_rng)
         return checked
 
-    def _twin(self, apply: Apply[P, S, X_contra, Y_co]) -> Apply[P, S, X_contra, Y_co]:
-        """Return a second `apply`, for the layers of this pair that need a key."""
-
-        def apply_rng(
-            params: P,
-            state: S,
-            x: X_contra,
-            rng: Key | None = None,
-            inference_mode: bool = False,
-            batch_axis_name: AxisName = (),
-        ) -> tuple[Y_co, S]:
-            return apply(params, state, x, rng, inference_mode, batch_axis_name)
-
-        apply_rng.__module__ = self.__module__
-        apply_rng.__qualname__ = f"{self.__qualname__}.apply_rng"
-        return apply_rng
-
     def __get__(self, instance: object, owner: type | None = None) -> Self:
-        """Return the pair: a descriptor is what `help` takes for a function."""
+        """Return the pair: `help` shows a descriptor as it shows a function."""
         return self
 
     def __reduce__(self) -> str:
         return self.__qualname__
 
     def __repr__(self) -> str:
-        """Return the name of the pair."""
         return f"<pair {self.__name__}>"
 
 
@@ -412,31 +249,316 @@ class Pair(PairBase[P, S, X_contra, Y_co], Generic[H, P, S, X_contra, Y_co]):
 
 
 def layer(
-    apply: Apply[P, S, X_contra, Y_co],
-    *,
-    needs_rng: bool | Callable[..., bool] = False,
-    checks: Mapping[str, Check] | None = None,
-) -> Callable[
-    [Callable[Concatenate[Key, Any, H], tuple[P, S]]], Pair[H, P, S, X_contra, Y_co]
-]:
-    """Return a decorator that makes `init(rng, x, **hparams)` and `apply` into a `Pair`.
+    apply: ApplyWithRng[P, S, X, Y], *, config: type[tuple[Any, ...]] | None = None,
+    needs_rng: bool | Callable[..., bool] | None = None,
+) -> Callable[[Callable[Concatenate[Key, Any, H], tuple[P, S]]], Pair[H, P, S, X, Y]]:
+    """Return a decorator that turns `init(rng, x, **hparams)` and `apply` into a `Pair`.
+
+    For layers without state, `mlax.stateless` is shorter.
 
     Args:
-        apply: a function at the top level of its module, so that it can be pickled.
-        needs_rng: whether the layer needs a key in training; a function of the
-            hyperparameters if it depends on them.
-        checks: for hyperparameters, by name, what raises if the value can never be right.
-            They run when the layer is made and again in `init`.
+        apply: `apply(params, state, x, rng, inference_mode, batch_axis_name)`, see `mlax.Apply`.
+        config: the named tuple type that `init` uses as the config of the state. A field named
+            after a hyperparameter holds that hyperparameter, so that a state can be compared
+            with a layer. A field `ndim` holds the number of axes that x must have. With None,
+            the config of a layer is found by tracing `init`.
+        needs_rng: whether the layer needs a key in training; a function of the hyperparameters
+            if it depends on them. None infers it from `apply`, see `mlax.needs_rng`.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> def apply(params, state, x, rng=None, inference_mode=False, batch_axis_name=()):
-    ...     return params**state.config * x, state
+    ...     steps = state.variables if inference_mode else state.variables + 1
+    ...     return params["gain"] * x, mlax.State(steps, state.config)
     >>> @mlax.layer(apply)
-    ... def gain(rng, x, power=1):
-    ...     return jnp.full(x.shape, 2.0), mlax.State((), power)
+    ... def counted_gain(rng, x, gain=1.0):
+    ...     return {"gain": jnp.full(x.shape, gain)}, mlax.State(jnp.zeros((), int), ())
+    >>> init, apply = counted_gain(gain=3.0)
+    >>> params, state = init(jax.random.key(0), jnp.ones(2))
+    >>> y, state = apply(params, state, jnp.ones(2))
+    >>> y, state.variables
+    (Array([3., 3.], dtype=float32), Array(1, dtype=int32))
+    """
+    return lambda init: Pair(init, apply, config, needs_rng)
+
+
+class _NoConfig(typing.NamedTuple):
+    """The config of a layer whose `apply` uses no hyperparameters."""
+
+
+class _Stateless(Pair[H, P, State[tuple[()], Any], X_contra, Y_co]):
+    """A pair whose `apply` is a function of (params, config, x)."""
+
+    def __init__(
+        self, init: Callable[..., Any], compute: Callable[[Any, Any, Any], Y_co],
+        config: type[tuple[Any, ...]],
+    ) -> None:
+        def apply(
+            params: P, state: State[tuple[()], Any], x: X_contra, rng: Key | None = None,
+            inference_mode: bool = False, batch_axis_name: AxisName = (),
+        ) -> tuple[Y_co, State[tuple[()], Any]]:
+            return compute(params, state.config, x), state
+
+        apply.__doc__ = compute.__doc__
+        super().__init__(init, apply, config, False)
+        names = self.__signature__.parameters
+        unknown = set(getattr(config, "_fields", ())) - {*names, "ndim"}
+        if unknown:
+            wanted = f"made of hyperparameters ({', '.join(names)}) and ndim"
+            raise TypeError(message(self.__name__, "the config", wanted, sorted(unknown)))
+
+    def make(self, rng: Key, x: Any, hparams: HParams) -> tuple[P, State[tuple[()], Any]]:
+        """Return `(params, state)`; the config is filled from the hyperparameters by name."""
+        params: Any = super().make(rng, x, hparams)
+        available = dict(self.bound(hparams).arguments)
+        fields = getattr(self.config, "_fields", ())
+        if "ndim" in fields and "ndim" not in available:
+            axis = available.get("axis", 0)
+            axes = axis if isinstance(axis, tuple) else (axis,)
+            from_last = axes and all(type(entry) is int and entry < 0 for entry in axes)
+            available["ndim"] = None if from_last else len(x.shape)
+        config: Any = self.config
+        return params, State((), config(*(available[name] for name in fields)))
+
+    @functools.cached_property
+    def _params_type(self) -> Any:
+        return _hints(self._init_function).get("return")
+
+
+@overload
+def stateless(
+    apply: Callable[[P, C, X], Y], config: type[C]
+) -> Callable[[Callable[Concatenate[Key, Any, H], P]], Pair[H, P, State[tuple[()], C], X, Y]]: ...
+@overload
+def stateless(
+    apply: Callable[[P, Any, X], Y], config: None = None
+) -> Callable[[Callable[Concatenate[Key, Any, H], P]], Pair[H, P, State[tuple[()], Any], X, Y]]: ...
+def stateless(apply: Any, config: Any = None) -> Any:
+    """Return a decorator that turns `init(rng, x, **hparams) -> params` and `apply` into a `Pair`.
+
+    Args:
+        apply: `apply(params, config, x) -> y`.
+        config: a named tuple type with a field for each hyperparameter that `apply` uses. A
+            field `ndim` that is not a hyperparameter holds the number of axes that every x must
+            have. None if `apply` uses no hyperparameters.
+
+    If `init` is annotated to return a named tuple, `apply` only accepts params of that type. If
+    the config has a field `use_NAME` that is False, the parameter NAME must be None.
+
+    >>> import jax, jax.numpy as jnp, mlax
+    >>> from typing import NamedTuple
+    >>> class GainConfig(NamedTuple):
+    ...     power: int
+    >>> def apply(params, config, x):
+    ...     return params["gain"] ** config.power * x
+    >>> @mlax.stateless(apply, GainConfig)
+    ... def gain(rng, x, power: mlax.types.Size = 1):
+    ...     return {"gain": jnp.full(x.shape, 2.0)}
     >>> init, apply = gain(power=3)
     >>> params, state = init(jax.random.key(0), jnp.ones(2))
     >>> apply(params, state, jnp.ones(2))[0]
     Array([8., 8.], dtype=float32)
     """
-    return Pair.of(apply, needs_rng=needs_rng, checks=checks)
+    return lambda init: _Stateless(init, apply, config or _NoConfig)
+
+
+_MISSING = object()
+_LINE_LENGTH = 88
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class _Bound:
+    """A function of a pair with its hyperparameters: picklable, and compared by both."""
+
+    pair: PairBase[Any, Any, Any, Any]
+    hparams: HParams
+    is_bound = True
+
+    @property
+    def __name__(self) -> str:
+        return self.pair.name_of(self.hparams)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return False
+        return self.pair is other.pair and equal(self.hparams, other.hparams)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def arguments(self) -> dict[str, Any]:
+        """All hyperparameters by name, with defaults for those not passed."""
+        return dict(self.pair.bound(self.hparams).arguments)
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.pair.__name__, hash_of(self.hparams)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __getstate__(self) -> Any:
+        return {n: v for n, v in self.__dict__.items() if n not in ("_hash", "arguments")}
+
+
+class BoundInit(_Bound):
+    """`init(rng, x)` of a layer."""
+
+    def __call__(self, rng: Any = None, x: Any = _MISSING) -> Any:
+        """Return `(params, state)`: see `mlax.Init`."""
+        require_both(self.__name__, x)
+        return self.pair.make(rng, x, self.hparams)
+
+    @property
+    def with_output(self) -> Callable[[Key, Any], Any] | None:
+        """`init` that also returns a function that finds the output shapes, if the pair has one."""
+        make: Any = getattr(self.pair, "make_with_output", None)
+        return make and functools.partial(make, hparams=self.hparams)
+
+    def __repr__(self) -> str:
+        """Return the call that makes the layer, on several lines if it does not fit on one."""
+        passed = dict(self.hparams)
+        arguments: list[str] = []
+        before_all_are_passed = True
+        for name, parameter in self.pair.__signature__.parameters.items():
+            value = passed.get(name, parameter.default)
+            if name == self.pair.named_by:
+                continue
+            elif parameter.kind is parameter.VAR_POSITIONAL:
+                arguments += map(source, passed.get(name, ()))
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                arguments += [f"{key}={source(child)}" for key, child in passed.get(name, ())]
+            elif name not in passed or equal(value, parameter.default):
+                before_all_are_passed = False
+            elif before_all_are_passed and parameter.default is parameter.empty:
+                arguments.append(source(value))
+            else:
+                arguments.append(f"{name}={source(value)}")
+        line = f"{self.__name__}({', '.join(arguments)})"
+        if len(line) <= _LINE_LENGTH and "\n" not in line:
+            return line
+        lines = textwrap.indent(",\n".join(arguments), "    ")
+        return f"{self.__name__}(\n{lines},\n)"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class BoundApply(_Bound):
+    """`apply` of a layer: it only runs with a state of this layer."""
+
+    needs_rng: bool
+    """Whether the layer needs a key in training."""
+
+    def __call__(
+        self, params: Any, state: Any, x: Any, rng: Key | None = None,
+        inference_mode: bool = False, batch_axis_name: AxisName = (),
+    ) -> Any:
+        """Return `(y, state)`: see `mlax.Apply`."""
+        own = self.pair.adopt(self, state, x)
+        y, after = self.pair.apply(params, own, x, rng, inference_mode, batch_axis_name)
+        if not isinstance(state, State):
+            return y, after
+        if after.config is not own.config:
+            require_equal(self.__name__, "", own.config, after.config)
+        return y, state.with_variables(after.variables)
+
+    @property
+    def bare(self) -> Any:
+        """The `apply` of the pair."""
+        return self.pair.apply
+
+    def __repr__(self) -> str:
+        return f"{BoundInit(self.pair, self.hparams)!r}.apply"
+
+
+def _fixed(value: Any) -> Any:
+    """Return lists as tuples, so that no later change of a list reaches a config."""
+    return tuple(map(_fixed, value)) if type(value) is list else value
+
+
+def bare(apply: Any) -> Any:
+    """Return `apply` without its hyperparameters, as a state refers to it."""
+    return getattr(apply, "bare", apply)
+
+
+def require_both(owner: str, x: object) -> None:
+    """Require both arguments of `init`."""
+    if x is _MISSING:
+        what, way_out = "init(rng, x), a key and an input", "make a key with jax.random.key(0)"
+        raise TypeError(expected(owner, what, "one argument", way_out))
+
+
+def require_input(owner: str, x: Any) -> None:
+    """Require an example rather than a bare shape, which stax would take."""
+    leaves = jax.tree.leaves(x) if isinstance(x, tuple | list) else []
+    if leaves and all(type(leaf) is int for leaf in leaves):
+        way_out = f"pass jax.ShapeDtypeStruct({tuple(max(n, 1) for n in leaves)}, jnp.float32)"
+        raise TypeError(message(owner, "x", "an example, or its shape and dtype", x, way_out))
+
+
+def config_of(owner: str, state: object, wanted: type[Any]) -> Any:
+    """Return the config of a state, which must be a state of this layer."""
+    if isinstance(state, State) and type(state.config) is wanted:
+        return state.config
+    got = arguments.described(state)
+    if isinstance(state, State):
+        got = f"the state of {kind_of(state.config)}"
+    raise TypeError(message(owner, "state", "what init returned", got, ANOTHER_STATE))
+
+
+def kind_of(config: Hashable) -> str:
+    """Return the name of the layer that this config belongs to."""
+    kind = getattr(config, "kind", None)
+    if isinstance(kind, str):
+        return kind
+    name = type(config).__name__.removeprefix("_").removesuffix("Config")
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).strip("_")
+
+
+ANOTHER_STATE = (
+    "a state belongs to the layer whose init made it: initialise this layer, and carry trained "
+    "statistics over with state.with_variables(trained.variables)"
+)
+
+
+def require_equal(owner: str, name: str, own: Any, kept: Any) -> None:
+    """Require that a hyperparameter in the config of a state equals that of the layer."""
+    if not equal(own, kept):
+        where = f"state.config.{name}" if name else "state.config"
+        wanted, got = f"{source(own)}, as in this layer", source(kept)
+        if got == source(own):
+            got += " with other code, defaults or values from outside"
+        raise ValueError(message(owner, where, wanted, got, ANOTHER_STATE))
+
+
+def require_params(owner: str, params: Any, wanted: Any, config: Any) -> None:
+    """Require params like those that `init` made: None for unused ones, and only for those."""
+    fields: tuple[str, ...] = getattr(wanted, "_fields", ())
+    if not fields:
+        if wanted == tuple[()] and not (isinstance(params, tuple) and not params):
+            got = arguments.described(params)
+            raise TypeError(message(owner, "params", "()", got, ANOTHER_MODEL))
+        return
+    if not isinstance(params, wanted):
+        way_out, got = ANOTHER_MODEL, arguments.described(params)
+        if isinstance(params, dict) and set(params) <= set(fields):
+            way_out = f"convert them with {wanted.__name__}(**params)"
+        elif isinstance(params, list | tuple) and len(params) == len(fields):
+            way_out = f"convert them with {wanted.__name__}(*params)"
+        raise TypeError(message(owner, "params", f"a {wanted.__name__}", got, way_out))
+    for name, value in zip(fields, params, strict=True):
+        optional = value is None and type(None) in typing.get_args(_hints(wanted)[name])
+        used = getattr(config, f"use_{name}", value is not None or not optional)
+        if used and value is None:
+            way_out = "merge the parts of partition with combine"
+            raise TypeError(message(owner, f"params.{name}", "an array", "None", way_out))
+        if not used and value is not None:
+            got = arguments.described(value)
+            raise TypeError(message(owner, f"params.{name}", "None", got, ANOTHER_MODEL))
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):  # names that only a type checker or a local scope knows
+        hints = inspect.get_annotations(function)
+        return {name: hint for name, hint in hints.items() if not isinstance(hint, str)}

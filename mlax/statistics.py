@@ -1,13 +1,13 @@
 """Mean and variance over axes of an array and over mapped axes, in float32 or better.
 
 Every step works on differences, never on squares or sums of raw values alone, so that a
-mean far larger than the spread harms neither the variance nor the centred values:
+mean far larger than the spread spoils neither the variance nor the centred values:
 
-- over the axes of the array and those of `jax.vmap`, the corrected two-pass algorithm: with
+- over the axes of the array and of `jax.vmap`, the corrected two-pass algorithm: with
   d = x - m for an estimate m of the mean, the mean is m + E[d] and the variance
   E[d^2] - E[d]^2; the centred values are d - E[d], without the rounding of m + E[d];
-- over the axes of a mesh each shard i does that for itself, and one all-reduce brings the
-  m_i, E[d_i] and Var[d_i] of all shards together, which are joined by the same rule.
+- over the axes of a mesh, each shard i does the same on its own, and one all-reduce gathers the
+  m_i, E[d_i] and Var[d_i] of all shards, which are then combined by the same rule.
 
 Source: Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983.
 """
@@ -21,18 +21,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from mlax import arguments
-from mlax.pair import AxisName
+from mlax.errors import expected
+from mlax.layer import AxisName
 
 
 class Statistics(NamedTuple):
-    """What `statistics` finds, all of it in float32 or better."""
+    """The result of `statistics`, all in float32 or better."""
 
     centred: jax.Array
-    """x - mean, in the shape of x."""
+    """x - mean, with the shape of x."""
     mean: jax.Array
-    """In the shape of the axes that are kept."""
+    """The mean, with the shape of the remaining axes."""
     variance: jax.Array
-    """Population variance, in the shape of the axes that are kept."""
+    """Population variance, with the shape of the remaining axes."""
 
 
 def statistics(
@@ -42,14 +43,12 @@ def statistics(
 
     Raises:
         TypeError: `x` is complex.
-        ValueError: there is no element to take the statistics of.
+        ValueError: there are no elements to take statistics of.
     """
     arguments.require_real(owner, x)
     if not math.prod(x.shape[axis] for axis in axes):
-        raise ValueError(
-            f"{owner}: expected at least one element along axes {axes} to take "
-            f"statistics of, got x of shape {x.shape}"
-        )
+        what = f"at least one element along axes {axes} to take statistics of"
+        raise ValueError(expected(owner, what, f"x of shape {x.shape}"))
     names = batch_axis_name if isinstance(batch_axis_name, tuple) else (batch_axis_name,)
     sharded = jax.sharding.get_abstract_mesh().manual_axes
     mesh_names = tuple(name for name in names if name in sharded)
@@ -57,10 +56,8 @@ def statistics(
 
     for name in names:
         if not _axis_size(owner, name):
-            raise ValueError(
-                f"{owner}: expected at least one example along the batch axis {name!r} to take "
-                "statistics of, got an empty batch"
-            )
+            what = f"at least one example along the batch axis {name!r} to take statistics of"
+            raise ValueError(expected(owner, what, "an empty batch"))
 
     def mean_of(value: jax.Array) -> jax.Array:
         mean: jax.Array = lax.pmean(jnp.mean(value, axes, keepdims=True), vmap_names)
@@ -87,18 +84,19 @@ def _axis_size(owner: str, name: Hashable) -> int:
     try:
         return lax.axis_size(name)
     except NameError:
-        raise NameError(
-            f"{owner}: expected the batch axis {name!r} to be bound, got no axis of that name; map "
-            f"the batch with mlax.batched(layer, axis_name={name!r}), jax.vmap(..., "
+        way_out = (
+            f"map the batch with mlax.batched(layer, axis_name={name!r}), jax.vmap(..., "
             f"axis_name={name!r}) or jax.shard_map over a mesh with that axis"
-        ) from None
+        )
+        what = f"the batch axis {name!r} to be bound"
+        raise NameError(expected(owner, what, "no axis of that name", way_out)) from None
 
 
 def _gather(values: tuple[jax.Array, ...], names: tuple[Hashable, ...]) -> jax.Array:
-    """Return the n values of each of k shards as (n, k, ...), by one all-reduce.
+    """Return the n values of each of k shards as (n, k, ...), using one all-reduce.
 
-    Each shard adds its values in a slot of its own. Unlike that of `jax.lax.all_gather` the
-    result is known to be equal on all shards, as the running statistics must be.
+    Each shard adds its values in its own slot. Unlike the result of `jax.lax.all_gather`, this
+    one is known to be equal on all shards, as the running statistics must be.
     """
     own = jnp.arange(lax.axis_size(names)) == lax.axis_index(names)
     own = jnp.expand_dims(own, tuple(range(1, values[0].ndim + 1)))

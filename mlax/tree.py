@@ -1,53 +1,81 @@
-"""Working on params, state, modules and any other pytree: by path, by pattern, in parts.
+"""Working with params, state, modules and any other pytree: by path, by pattern, in parts.
 
-A path is spelled with dots: attribute names, dict keys and places, as "head.kernel" or
-"0.kernel". Where a function takes `where`, that is a pattern as in `fnmatch` ("*.kernel",
-"head.*"; a star also matches dots), or a predicate `(path, leaf) -> bool`.
+A path joins attribute names, dict keys and indices with dots, as in "head.kernel" or "0.kernel".
+A key that is not a name is quoted, so that no two leaves share a path: "'a.b'.kernel".
+
+Every argument `where` is a pattern as in `fnmatch`, a list of patterns of which at least one has
+to match, or a predicate `(path, leaf) -> bool`. A pattern matches whole paths, and a star also
+matches dots: "6.*" selects everything below 6, "*.kernel" every kernel, but "6" only a leaf with
+exactly that path.
 """
 
 import fnmatch
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
+from mlax.errors import expected
+
 __all__ = ["combine", "count", "map_with_path", "mask", "nbytes", "partition", "paths"]
 
 T = TypeVar("T")
 
-Where: TypeAlias = str | Callable[[str, Any], bool]
+Where: TypeAlias = str | Sequence[str] | Callable[[str, Any], bool]
+"""Which leaves: a pattern, several patterns, or a predicate on path and leaf."""
 
 
 def paths(tree: Any) -> list[str]:
-    """Return the path of each leaf, in the order of the leaves.
+    """Return the path of each leaf, with dict entries in insertion order.
 
-    >>> paths({"head": {"kernel": 1.0}, "layers": (2.0, 3.0)})
-    ['head.kernel', 'layers.0', 'layers.1']
+    (`jax.tree.leaves` orders leaves by sorted keys, and so does every dict that has been through
+    jax.)
+
+    >>> paths({"stem": 1.0, "head": {"kernel": 1.0}, "layers": (2.0, 3.0)})
+    ['stem', 'head.kernel', 'layers.0', 'layers.1']
     """
-    return [_spelled(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [".".join(path) for path in _walk(tree)]
+
+
+def _walk(tree: Any) -> Iterator[tuple[str, ...]]:
+    if isinstance(tree, dict):
+        children: list[Any] = [((DictKey(key),), child) for key, child in tree.items()]
+    else:
+        children = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is not tree)
+    for path, child in children:
+        if not path:
+            yield ()
+            continue
+        for rest in _walk(child):
+            yield (*map(_entry, path), *rest)
 
 
 def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
-    """Return the tree of fn(path, leaf, *leaves of the rest).
+    """Return the tree of fn(path, leaf, *leaves), with the leaves of `rest` at the same place.
 
     >>> map_with_path(lambda path, leaf: f"{path}: {leaf}", {"a": 1, "b": (2,)})
     {'a': 'a: 1', 'b': ('b.0: 2',)}
     """
-    mapped: T = jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: fn(_spelled(path), *leaves), tree, *rest
-    )
+
+    def call(path: tuple[Any, ...], *leaves: Any) -> Any:
+        return fn(".".join(map(_entry, path)), *leaves)
+
+    mapped: T = jax.tree_util.tree_map_with_path(call, tree, *rest)
     return mapped
 
 
-def mask(tree: T, where: Where) -> T:
+def mask(tree: Any, where: Where) -> Any:
     """Return the tree with True for each leaf that `where` selects, False for the others.
 
-    It is what `optax.masked` takes; with `optax.set_to_zero` it freezes parameters.
+    A pattern matches whole paths: "6.*" selects the leaves below 6, "6" only a leaf at that path.
+    `optax.masked` takes the result; with `optax.set_to_zero` it freezes parameters. (It is typed
+    as Any: no type says "like the tree, with a bool for each leaf".)
 
     Raises:
+        TypeError: `where` is not a pattern, a list of patterns or a function.
         ValueError: a pattern selects no leaf.
 
     >>> mask({"head": 1.0, "stem": 2.0}, "head")
@@ -57,9 +85,10 @@ def mask(tree: T, where: Where) -> T:
 
 
 def partition(tree: T, where: Where) -> tuple[T, T]:
-    """Return the leaves that `where` selects and the others, with None in place of what is not there.
+    """Return the leaves that `where` selects, and the others, each with None for missing leaves.
 
     Raises:
+        TypeError: `where` is not a pattern, a list of patterns or a function.
         ValueError: a pattern selects no leaf.
 
     >>> partition({"head": 1.0, "stem": 2.0}, "head")
@@ -72,22 +101,21 @@ def partition(tree: T, where: Where) -> tuple[T, T]:
 
 
 def combine(tree: T, *others: T) -> T:
-    """Return the tree with each None filled from the first of the others that has a leaf there.
+    """Return the tree with each None replaced by the first leaf at its place in the others.
 
     >>> combine({"head": 1.0, "stem": None}, {"head": None, "stem": 2.0})
     {'head': 1.0, 'stem': 2.0}
     """
-    combined: T = jax.tree.map(
-        lambda *leaves: next((leaf for leaf in leaves if leaf is not None), None),
-        tree,
-        *others,
-        is_leaf=lambda node: node is None,
-    )
+
+    def first(*leaves: Any) -> Any:
+        return next((leaf for leaf in leaves if leaf is not None), None)
+
+    combined: T = jax.tree.map(first, tree, *others, is_leaf=lambda node: node is None)
     return combined
 
 
 def count(tree: Any) -> int:
-    """Return the number of elements of all arrays.
+    """Return the total number of elements in all arrays.
 
     >>> import jax.numpy as jnp
     >>> count({"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)})
@@ -97,7 +125,7 @@ def count(tree: Any) -> int:
 
 
 def nbytes(tree: Any) -> int:
-    """Return the size of all arrays in bytes.
+    """Return the total size of all arrays in bytes.
 
     >>> import jax.numpy as jnp
     >>> nbytes({"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4, jnp.bfloat16)})
@@ -108,26 +136,50 @@ def nbytes(tree: Any) -> int:
 
 
 def _dtype(leaf: Any) -> np.dtype[Any]:
-    """Return the dtype, for a number of Python that which jax gives it."""
+    """Return the dtype of a leaf, for a Python number the dtype jax gives it."""
     dtype: np.dtype[Any] = leaf.dtype if hasattr(leaf, "dtype") else jax.dtypes.result_type(leaf)
     return dtype
 
 
 def _selected(owner: str, tree: T, where: Where) -> T:
-    selected = map_with_path(_predicate(where), tree)
-    if isinstance(where, str) and not any(jax.tree.leaves(selected)):
-        raise ValueError(f"{owner}: expected {where!r} to match a path, got none of {paths(tree)}")
+    selected = map_with_path(predicate(read_where(owner, where)), tree)
+    require_match(owner, where, paths(tree))
     return selected
 
 
-def _predicate(where: Where) -> Callable[[str, Any], bool]:
-    if isinstance(where, str):
-        return lambda path, _: fnmatch.fnmatchcase(path, where)
-    return lambda path, leaf: bool(where(path, leaf))
+def read_where(owner: str, where: Any) -> Where:
+    """Require a pattern, patterns or a predicate, and return patterns as a tuple."""
+    read: Where = where
+    if isinstance(where, str) or callable(where):
+        return read
+    if isinstance(where, Sequence) and where and all(isinstance(w, str) for w in where):
+        return tuple(where)
+    what = "where to be a pattern, a list of patterns or a function of path and leaf"
+    raise TypeError(expected(owner, what, type(where).__name__))
 
 
-def _spelled(path: tuple[Hashable, ...]) -> str:
-    return ".".join(map(_entry, path))
+def predicate(where: Where) -> Callable[[str, Any], bool]:
+    """Return `where` as a function of path and leaf."""
+    if callable(where):
+        return lambda path, leaf: bool(where(path, leaf))
+    patterns = (where,) if isinstance(where, str) else where
+    return lambda path, _: any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def require_match(owner: str, where: Where, found: Sequence[str]) -> None:
+    """Require that each pattern matches one of the paths."""
+    if callable(where) or where == "*":
+        return
+    for pattern in (where,) if isinstance(where, str) else where:
+        if not fnmatch.filter(found, pattern):
+            below = f"{pattern}.*"
+            hint = f"{below!r} matches everything below it" if fnmatch.filter(found, below) else ""
+            more = f", ... ({len(found)} paths)" if len(found) > _MOST_PATHS else ""
+            got = f"none among {', '.join(found[:_MOST_PATHS])}{more}"
+            raise ValueError(expected(owner, f"{pattern!r} to match a path", got, hint))
+
+
+_MOST_PATHS = 16
 
 
 def _entry(entry: Any) -> str:
@@ -136,5 +188,11 @@ def _entry(entry: Any) -> str:
     if isinstance(entry, SequenceKey):
         return str(entry.idx)
     if isinstance(entry, DictKey | FlattenedIndexKey):
-        return str(entry.key)
-    return str(entry)
+        return spelled_key(entry.key)
+    return spelled_key(str(entry))
+
+
+def spelled_key(key: Hashable) -> str:
+    """Return a key as written in a path: quoted if it is neither a name nor a number."""
+    is_name = not isinstance(key, str) or key.replace(":", "_").isidentifier()
+    return str(key) if is_name else repr(key)

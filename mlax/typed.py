@@ -1,8 +1,8 @@
-"""The transformations of jax with types that survive them.
+"""The transformations of jax, typed so that signatures survive them.
 
-`jit`, `grad`, `value_and_grad`, `vmap` and `checkpoint` of this module are those of jax, the
-very same objects. Only a type checker sees a difference: what comes out has the parameters
-and the result of what went in, where jax says `Any`.
+`jit`, `grad`, `value_and_grad`, `vmap` and `checkpoint` in this module are the very objects that
+jax exports. Only a type checker sees a difference: the transformed function keeps the parameters
+and the result of the original, where jax declares `Any`.
 
 >>> import jax
 >>> from mlax import typed
@@ -10,164 +10,135 @@ and the result of what went in, where jax says `Any`.
 True
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+from typing import overload, runtime_checkable
+
+from jax.stages import Lowered, Traced
 
 __all__ = ["Jitted", "checkpoint", "grad", "jit", "value_and_grad", "vmap"]
 
+H = ParamSpec("H")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+A = TypeVar("A")
+P = TypeVar("P")
+
+
+@runtime_checkable
+class Jitted(Protocol[H, R_co]):
+    """A jitted function: a call has the parameters and the result of the function."""
+
+    def __call__(self, *args: H.args, **kwargs: H.kwargs) -> R_co:
+        """Call the compiled function, compiling it first if necessary."""
+        ...
+
+    def lower(self, *args: H.args, **kwargs: H.kwargs) -> Lowered:
+        """Return the function lowered for these arguments."""
+        ...
+
+    def trace(self, *args: H.args, **kwargs: H.kwargs) -> Traced:
+        """Return the function traced for these arguments."""
+        ...
+
+    def eval_shape(self, *args: H.args, **kwargs: H.kwargs) -> Any:
+        """Return the result with a `jax.ShapeDtypeStruct` for each array."""
+        ...
+
+    def clear_cache(self) -> None:
+        """Discard the compiled programs."""
+        ...
+
+
 if not TYPE_CHECKING:
     from jax import checkpoint, grad, jit, value_and_grad, vmap
-    from jax.stages import Wrapped as Jitted
 else:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
-    from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
-
-    from jax.stages import Lowered, Traced
-
-    H = ParamSpec("H")
-    R = TypeVar("R")
-    R_co = TypeVar("R_co", covariant=True)
-    A = TypeVar("A")
-    P = TypeVar("P")
-
-    class Jitted(Protocol[H, R_co]):
-        """A jitted function: a call has the parameters and the result of the function."""
-
-        def __call__(self, *args: H.args, **kwargs: H.kwargs) -> R_co:
-            """Call the compiled function, and compile it first if that has to be done."""
-            ...
-
-        def lower(self, *args: H.args, **kwargs: H.kwargs) -> Lowered:
-            """Return the function lowered for these arguments."""
-            ...
-
-        def trace(self, *args: H.args, **kwargs: H.kwargs) -> Traced:
-            """Return the function traced for these arguments."""
-            ...
-
-        def eval_shape(self, *args: H.args, **kwargs: H.kwargs) -> Any:
-            """Return the result with a `jax.ShapeDtypeStruct` for each array."""
-            ...
-
-        def clear_cache(self) -> None:
-            """Forget what was compiled."""
-            ...
-
+    # fmt: off
     @overload
     def jit(
-        fun: Callable[H, R],
-        /,
-        *,
-        in_shardings: Any = ...,
-        out_shardings: Any = ...,
+        fun: Callable[H, R], /, *, in_shardings: Any = ..., out_shardings: Any = ...,
         static_argnums: int | Sequence[int] | None = None,
         static_argnames: str | Iterable[str] | None = None,
         donate_argnums: int | Sequence[int] | None = None,
         donate_argnames: str | Iterable[str] | None = None,
-        keep_unused: bool = False,
-        device: Any = None,
-        backend: str | None = None,
-        inline: bool = False,
-        compiler_options: dict[str, Any] | None = None,
+        keep_unused: bool = False, device: Any = None, backend: str | None = None,
+        inline: bool = False, compiler_options: dict[str, Any] | None = None,
     ) -> Jitted[H, R]: ...
     @overload
     def jit(
-        *,
-        in_shardings: Any = ...,
-        out_shardings: Any = ...,
+        *, in_shardings: Any = ..., out_shardings: Any = ...,
         static_argnums: int | Sequence[int] | None = None,
         static_argnames: str | Iterable[str] | None = None,
         donate_argnums: int | Sequence[int] | None = None,
         donate_argnames: str | Iterable[str] | None = None,
-        keep_unused: bool = False,
-        device: Any = None,
-        backend: str | None = None,
-        inline: bool = False,
-        compiler_options: dict[str, Any] | None = None,
+        keep_unused: bool = False, device: Any = None, backend: str | None = None,
+        inline: bool = False, compiler_options: dict[str, Any] | None = None,
     ) -> Callable[[Callable[H, R]], Jitted[H, R]]: ...
     def jit(*args: Any, **kwargs: Any) -> Any:
-        """Be `jax.jit`."""
+        """The same object as `jax.jit`."""
 
     @overload
-    def value_and_grad(  # type: ignore[overload-overlap]  # the last one says less, not another thing
+    def value_and_grad(  # type: ignore[overload-overlap]  # the last says less
         fun: Callable[Concatenate[P, H], tuple[R, A]],
-        argnums: Literal[0] = 0,
-        *,
-        has_aux: Literal[True],
-        holomorphic: bool = False,
-        allow_int: bool = False,
-        reduce_axes: Sequence[Hashable] = (),
+        argnums: Literal[0] = 0, *, has_aux: Literal[True],
+        holomorphic: bool = False, allow_int: bool = False, reduce_axes: Sequence[Hashable] = (),
     ) -> Callable[Concatenate[P, H], tuple[tuple[R, A], P]]: ...
     @overload
     def value_and_grad(
         fun: Callable[Concatenate[P, H], R],
-        argnums: Literal[0] = 0,
-        has_aux: Literal[False] = False,
-        holomorphic: bool = False,
-        allow_int: bool = False,
-        reduce_axes: Sequence[Hashable] = (),
+        argnums: Literal[0] = 0, has_aux: Literal[False] = False,
+        holomorphic: bool = False, allow_int: bool = False, reduce_axes: Sequence[Hashable] = (),
     ) -> Callable[Concatenate[P, H], tuple[R, P]]: ...
     @overload
     def value_and_grad(
-        fun: Callable[H, R],
-        argnums: int | Sequence[int] = 0,
-        has_aux: bool = False,
-        holomorphic: bool = False,
-        allow_int: bool = False,
-        reduce_axes: Sequence[Hashable] = (),
+        fun: Callable[H, R], argnums: int | Sequence[int] = 0, has_aux: Literal[False] = False,
+        holomorphic: bool = False, allow_int: bool = False, reduce_axes: Sequence[Hashable] = (),
     ) -> Callable[H, tuple[R, Any]]: ...
+    @overload
+    def value_and_grad(
+        fun: Callable[H, tuple[R, A]], argnums: int | Sequence[int] = 0, has_aux: bool = False,
+        holomorphic: bool = False, allow_int: bool = False, reduce_axes: Sequence[Hashable] = (),
+    ) -> Callable[H, tuple[Any, Any]]: ...
     def value_and_grad(*args: Any, **kwargs: Any) -> Any:
-        """Be `jax.value_and_grad`."""
+        """The same object as `jax.value_and_grad`."""
 
     @overload
-    def grad(  # type: ignore[overload-overlap]  # the last one says less, not another thing
+    def grad(  # type: ignore[overload-overlap]  # the last says less
         fun: Callable[Concatenate[P, H], tuple[R, A]],
-        argnums: Literal[0] = 0,
-        *,
-        has_aux: Literal[True],
-        holomorphic: bool = False,
-        allow_int: bool = False,
-        reduce_axes: Sequence[Hashable] = (),
+        argnums: Literal[0] = 0, *, has_aux: Literal[True],
+        holomorphic: bool = False, allow_int: bool = False, reduce_axes: Sequence[Hashable] = (),
     ) -> Callable[Concatenate[P, H], tuple[P, A]]: ...
     @overload
     def grad(
         fun: Callable[Concatenate[P, H], R],
-        argnums: Literal[0] = 0,
-        has_aux: Literal[False] = False,
-        holomorphic: bool = False,
-        allow_int: bool = False,
-        reduce_axes: Sequence[Hashable] = (),
+        argnums: Literal[0] = 0, has_aux: Literal[False] = False,
+        holomorphic: bool = False, allow_int: bool = False, reduce_axes: Sequence[Hashable] = (),
     ) -> Callable[Concatenate[P, H], P]: ...
     @overload
     def grad(
-        fun: Callable[H, R],
-        argnums: int | Sequence[int] = 0,
-        has_aux: bool = False,
-        holomorphic: bool = False,
-        allow_int: bool = False,
-        reduce_axes: Sequence[Hashable] = (),
+        fun: Callable[H, R], argnums: int | Sequence[int] = 0, has_aux: Literal[False] = False,
+        holomorphic: bool = False, allow_int: bool = False, reduce_axes: Sequence[Hashable] = (),
+    ) -> Callable[H, Any]: ...
+    @overload
+    def grad(
+        fun: Callable[H, tuple[R, A]], argnums: int | Sequence[int] = 0, has_aux: bool = False,
+        holomorphic: bool = False, allow_int: bool = False, reduce_axes: Sequence[Hashable] = (),
     ) -> Callable[H, Any]: ...
     def grad(*args: Any, **kwargs: Any) -> Any:
-        """Be `jax.grad`."""
+        """The same object as `jax.grad`."""
 
     def vmap(
-        fun: Callable[H, R],
-        in_axes: int | None | Sequence[Any] = 0,
-        out_axes: Any = 0,
-        axis_name: Hashable | None = None,
-        axis_size: int | None = None,
-        spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
-        sum_match: bool = False,
+        fun: Callable[H, R], in_axes: int | None | Sequence[Any] = 0, out_axes: Any = 0,
+        axis_name: Hashable | None = None, axis_size: int | None = None,
+        spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None, sum_match: bool = False,
     ) -> Callable[H, R]:
-        """Be `jax.vmap`."""
+        """The same object as `jax.vmap`."""
         raise NotImplementedError
 
     def checkpoint(
-        fun: Callable[H, R],
-        *,
-        prevent_cse: bool | Sequence[bool] = True,
+        fun: Callable[H, R], *, prevent_cse: bool | Sequence[bool] = True,
         policy: Callable[..., bool] | None = None,
-        static_argnums: int | tuple[int, ...] = (),
-        static_argnames: str | Iterable[str] = (),
+        static_argnums: int | tuple[int, ...] = (), static_argnames: str | Iterable[str] = (),
     ) -> Callable[H, R]:
-        """Be `jax.checkpoint`."""
+        """The same object as `jax.checkpoint`."""
         raise NotImplementedError

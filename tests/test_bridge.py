@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import mlax
-from mlax import Module, Parameter, nn
-from mlax.pair import AxisName, Key
+from mlax import AxisName, Key, Module, Parameter, nn
 
 X = jnp.array([1.0, -2.0, 3.0])
 KEY = jax.random.key(0)
@@ -66,7 +65,7 @@ def paths(tree: Any) -> list[str]:
 
 
 def assert_equal(a: Any, b: Any) -> None:
-    """Require equal leaves, to the bit."""
+    """Require bitwise equal leaves."""
     for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert left.dtype == right.dtype
         np.testing.assert_array_equal(left, right)
@@ -306,10 +305,59 @@ def test_there_and_back_makes_equal_structures() -> None:
 # Wrong arguments
 
 
-@pytest.mark.parametrize("value", [mlax.linear, mlax.linear(2), nn.Linear, None, jnp.sin, 3])
-def test_only_modules_become_layers(value: Any) -> None:
-    with pytest.raises(TypeError, match="as_layer: expected module to be a module"):
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (mlax.linear, "<pair linear>"),
+        (mlax.linear(2), "a Layer"),
+        (nn.Linear, "the class Linear"),
+        (None, "None"),
+        (3, "3"),
+    ],
+    ids=["pair", "layer", "class", "none", "number"],
+)
+def test_only_modules_become_layers(value: Any, got: str) -> None:
+    wanted = f"^as_layer: expected module to be a module or a function of a key, got {got}"
+    with pytest.raises(TypeError, match=wanted):
         mlax.as_layer(value)
+
+
+@pytest.mark.parametrize("around", [mlax.repeat, mlax.ensemble])
+def test_copies_of_a_module_raise(around: Any) -> None:
+    layer = mlax.as_layer(nn.Linear(KEY, 3))
+    wanted = "^as_layer: .*a function of a key.*lambda rng: nn.Linear"
+    with pytest.raises(ValueError, match=wanted) as error:
+        around(mlax.series(layer), 2).init(KEY, jnp.ones(3))
+    assert f"in {around.__name__} > series[0] > as_layer" in error.value.__notes__
+
+
+def test_a_function_of_a_key_makes_copies_of_their_own() -> None:
+    x = jnp.array([1.0, -2.0, 0.5])
+    layer = mlax.as_layer(lambda rng: nn.Linear(rng, 3))
+    assert not layer.needs_rng
+    assert mlax.as_layer(lambda rng: nn.SeriesRng([nn.FRng(lambda x, rng: x)])).needs_rng
+    members = mlax.ensemble(layer, 2)
+    params, state = members.init(KEY, x)
+    y, _ = jax.jit(members.apply)(params, state, x)
+    for i in range(2):
+        module = nn.Linear(jax.random.fold_in(KEY, i), 3)
+        expected, _ = module(x, None)
+        np.testing.assert_allclose(y[i], expected, rtol=1e-6)
+    assert not np.allclose(y[0], y[1])
+    deep = mlax.repeat(layer, 2)
+    params, deep_state = deep.init(KEY, x)
+    y, after = deep.apply(params, deep_state, x)
+    wanted = x
+    for i in range(2):
+        wanted, _ = nn.Linear(jax.random.fold_in(KEY, i), 3)(wanted, None)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5)
+    assert jax.tree.structure(after) == jax.tree.structure(deep_state)
+
+
+def test_a_function_of_a_key_makes_a_module() -> None:
+    wrong: Any = lambda rng: jnp.ones(2)  # wrong types on purpose
+    with pytest.raises(TypeError, match="^as_layer: expected the result .* a module, got an array"):
+        mlax.as_layer(wrong)
 
 
 @pytest.mark.parametrize(
@@ -338,3 +386,16 @@ def test_a_missing_key_is_named() -> None:
     _, module = mlax.as_module(mlax.dropout(0.5, 0), KEY)(X, KEY)
     with pytest.raises(ValueError, match="dropout: expected rng to be"):
         module(X, None)
+
+
+def test_the_state_of_a_module_with_other_attributes_raises() -> None:
+    def norm(epsilon: float) -> Any:
+        return mlax.as_layer(lambda rng: nn.ZNorm(rng, (), epsilon=epsilon))
+
+    params, state = norm(1e-5).init(KEY, X)
+    norm(1e-5).apply(params, state, X, None, True)
+    with pytest.raises(ValueError, match="^as_layer: expected .*epsilon=10.0.*, as in this layer"):
+        norm(10.0).apply(params, state, X, None, True)
+    other = mlax.as_layer(lambda rng: nn.Series([nn.F(jnp.sin)]))
+    with pytest.raises(TypeError, match="^as_layer: expected state to be a Series.*, got a ZNorm"):
+        other.apply(params, state, X)

@@ -1,6 +1,6 @@
 """Everything public is documented: modules, functions, classes, methods and attributes.
 
-A name is public if it has no leading underscore and stands in no function. An attribute is
+A name is public if it has no leading underscore and is not inside a function. An attribute is
 documented by a string below it or by a line of its class under "Attributes:".
 """
 

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jax.typing import DTypeLike
 
 from mlax import AxisName, functional
-from mlax.arguments import Axes
+from mlax.arguments import Axes, NormalizedAxis
 
 Floats = npt.NDArray[np.float64]
 
@@ -29,7 +29,7 @@ def exact(x: jax.Array) -> Floats:
     return np.asarray(x, np.float64)
 
 
-def z_norm(x: jax.Array, axis: str | Axes, epsilon: float = 1e-5) -> jax.Array:
+def z_norm(x: jax.Array, axis: NormalizedAxis, epsilon: float = 1e-5) -> jax.Array:
     y: jax.Array = jax.jit(lambda x: functional.z_norm(x, axis, epsilon=epsilon))(x)
     return y
 
@@ -48,7 +48,7 @@ def test_dropout_draws_along_axis_and_shares_along_the_others(
     axis: Axes, drawn: tuple[int, ...]
 ) -> None:
     x = samples(4, 3, 2)
-    key = jax.random.PRNGKey(1) if axis == 1 else KEY  # a raw key serves as well
+    key = jax.random.PRNGKey(1) if axis == 1 else KEY  # a raw key works too
     y = functional.dropout(x, key, 0.4, axis)
     kept = np.broadcast_to(jax.random.bernoulli(key, 0.6, drawn), x.shape)
     np.testing.assert_allclose(y, np.where(kept, exact(x) / 0.6, 0), rtol=1e-5)
@@ -380,7 +380,7 @@ def normalized(x: jax.Array, axes: tuple[int, ...], epsilon: float = 1e-5) -> Fl
         ("channel_first", (1, 2)),
     ],
 )
-def test_z_norm(axis: str | Axes, axes: tuple[int, ...]) -> None:
+def test_z_norm(axis: NormalizedAxis, axes: tuple[int, ...]) -> None:
     x = samples(4, 3, 2, mean=2)
     np.testing.assert_allclose(
         z_norm(x, axis), normalized(x, axes), rtol=1e-4, atol=1e-5
@@ -421,7 +421,7 @@ def test_z_norm_of_integers_gives_float32() -> None:
 @pytest.mark.parametrize(("axis", "axes"), [((), (0,)), ("channel_last", (0, 1))])
 @pytest.mark.parametrize("name", ["batch", ("batch",)])
 def test_z_norm_over_a_vmapped_axis(
-    axis: str | Axes, axes: tuple[int, ...], name: AxisName
+    axis: NormalizedAxis, axes: tuple[int, ...], name: AxisName
 ) -> None:
     x = samples(50, 3, 2, mean=1e4)
     batched = jax.vmap(lambda x: functional.z_norm(x, axis, name), axis_name="batch")

@@ -1,4 +1,4 @@
-"""What `import mlax` brings in: no other package, and the blocks and `nn` when asked for."""
+"""What `import mlax` loads: no other package, and the blocks and `nn` only on first use."""
 
 import json
 import subprocess

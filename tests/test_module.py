@@ -21,7 +21,7 @@ from jax.tree_util import DictKey, GetAttrKey, SequenceKey, keystr
 
 import mlax
 from mlax import Module, Parameter, nn
-from mlax.pair import AxisName, Key
+from mlax.layer import AxisName, Key
 
 optax: Any = importlib.import_module("optax")
 """It has no types of its own, and our stubs of it know only what the examples use."""
@@ -58,7 +58,7 @@ class Scale(Module):
 
 
 class Tower(Module):
-    """Two scales, one in a list, and a parameter of its own in a dict."""
+    """Two scales, one of them in a list, and its own parameter in a dict."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -307,7 +307,7 @@ for_each_static = pytest.mark.parametrize("make", STATICS.values(), ids=STATICS.
 
 
 def copies(module: Any) -> list[Any]:
-    """Return the module as every way of copying gives it."""
+    """Return the module copied in every way."""
     return [
         jax.tree.map(lambda leaf: leaf, module),
         copy.copy(module),
@@ -342,7 +342,7 @@ def test_one_trace_for_equal_static_attributes(make: Callable[[], Any]) -> None:
 
 @for_each_static
 def test_static_attributes_are_compared_inside_a_trace(make: Callable[[], Any]) -> None:
-    """A module that a function closes over meets another one that is traced."""
+    """A module that a function closes over is compared with one that is traced."""
     module, other = scale(make()), scale(make())
     added = jax.jit(lambda traced: jax.tree.map(jnp.add, traced, other))(module)
     np.testing.assert_array_equal(added.gain.data, 2 * module.gain.data)
@@ -380,7 +380,7 @@ def test_different_static_attributes_give_different_structures(a: Any, b: Any) -
 
 
 class Table:
-    """A user's object: equal to nothing but itself."""
+    """A user's object: equal only to itself."""
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_change_in_place(make: Callable[[], Any], change: Callable[[Any], object
     assert after != before
     assert before == structure(twin)
     shallow = others.pop(1)
-    assert structure(shallow) == after  # copy.copy shares what the attributes hold
+    assert structure(shallow) == after  # copy.copy shares the values of attributes
     for other in others:
         assert structure(other) == before
     restored = jax.tree.unflatten(before, restored_later)
@@ -503,7 +503,7 @@ def test_static_attributes_change_under_jit() -> None:
 
 
 class Recorder(Module):
-    """Keeps what it was called with."""
+    """Records its arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -620,7 +620,7 @@ def test_partition() -> None:
 
 
 def in_first(path: Any, parameter: Parameter) -> bool:
-    """Accept what stands in the attribute `first`."""
+    """Accept whatever is in the attribute `first`."""
     assert mlax.is_leaf_param(parameter)
     return bool(path[0] == GetAttrKey("first"))
 
@@ -712,7 +712,7 @@ def test_originals_are_unchanged(change: Callable[[Tower], Any]) -> None:
 
 @pytest.mark.parametrize("part", ["filter", "combine"])
 def test_copies_do_not_share_containers(part: str) -> None:
-    """A forward that changes a dict in its parameter changes that of the copy alone."""
+    """A forward that changes a dict in its parameter only changes the copy's."""
     module = tower()
     before = module.shift.data["b"]
     if part == "filter":
@@ -841,7 +841,7 @@ def test_a_bound_method_may_be_jitted() -> None:
 
 
 def model(key: Key) -> nn.SeriesRng:
-    """Return a model of every kind of layer, which can be pickled."""
+    """Return a picklable model with every kind of layer."""
     k = jax.random.split(key, 6)
     return nn.SeriesRng(
         [
@@ -1175,7 +1175,7 @@ def test_training_loop(make_key: Callable[[int], Key], name: str) -> None:
 
 
 def test_training_starts_from_a_module_without_setup() -> None:
-    """It is set up by the first batch, under vmap."""
+    """The first batch sets it up, under vmap."""
     net = Net(jax.random.key(0))
     call = functools.partial(
         jax.vmap, in_axes=(0, None, None, None), out_axes=(0, None), axis_name="N"

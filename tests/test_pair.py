@@ -6,7 +6,7 @@ import inspect
 import pickle
 import pydoc
 import re
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from mlax.initializers import embedding_normal, glorot_uniform
 
 KEY = jax.random.key(0)
 X = jnp.ones((4, 3))
-# Any: layers of all kinds stand beside each other.
+# Any: layers of all kinds side by side.
 AnyLayer = Layer[Any, Any, Any, Any]
 
 REQUIRED = inspect.Parameter.empty
@@ -166,7 +166,10 @@ def test_layer_is_a_named_tuple_of_two_functions() -> None:
     bare_params, bare_state = mlax.linear.init(KEY, X, 2)
     np.testing.assert_array_equal(params.kernel, bare_params.kernel)
     assert state == bare_state
-    assert apply is mlax.linear.apply
+    y, after = apply(params, state, X)
+    np.testing.assert_array_equal(y, mlax.linear.apply(params, state, X)[0])
+    assert after == state
+    assert apply == mlax.linear(2).apply != mlax.linear(3).apply
 
 
 def test_state_is_a_pytree_of_its_variables_with_a_static_config() -> None:
@@ -185,7 +188,7 @@ def test_state_is_a_pytree_of_its_variables_with_a_static_config() -> None:
 
 
 class Loose(NamedTuple):
-    """A config that is equal to every other of its type, by `==` alone."""
+    """A config that equals every other of its type, but only by `==`."""
 
     note: str
 
@@ -237,14 +240,20 @@ def apply_gain(
     return params**state.config.power * x, state
 
 
-def check_power(layer: str, argument: str, value: Any) -> None:
-    """Require a power that is not negative. (Any: it is what a caller wrote.)"""
+def read_power(owner: str, name: str, value: Any) -> int:
+    """Require a non-negative power. (Any: a caller can pass anything.)"""
     if value < 0:
-        raise ValueError(f"{layer}: expected {argument} to be at least 0, got {value}")
+        raise ValueError(f"{owner}: expected {name} to be at least 0, got {value}")
+    return int(value)
 
 
-@mlax.layer(apply_gain, needs_rng=lambda power=1: power > 5, checks={"power": check_power})
-def gain(rng: Key, x: jax.Array, power: int = 1) -> tuple[jax.Array, State[tuple[()], GainConfig]]:
+Power = Annotated[int, mlax.Rule(read_power)]
+
+
+@mlax.layer(apply_gain, config=GainConfig, needs_rng=lambda power=1: power > 5)
+def gain(
+    rng: Key, x: jax.Array, power: Power = 1
+) -> tuple[jax.Array, State[tuple[()], GainConfig]]:
     """A user's own pair."""
     return jnp.full(x.shape, 2.0), State((), GainConfig(power))
 
@@ -275,7 +284,8 @@ def test_users_pair() -> None:
     y, _ = model.apply(all_params, all_state, X)
     np.testing.assert_array_equal(y, np.full((4, 3), 8))
     assert repr(gain(power=2)) == "gain(power=2)"
-    assert str(inspect.signature(gain)).startswith("(power: int = 1)")
+    (shown,) = inspect.signature(gain).parameters.values()
+    assert (shown.name, shown.default) == ("power", 1)
     assert inspect.getdoc(gain) == "A user's own pair."
 
 
@@ -404,30 +414,27 @@ def above(x: jax.Array, bound: float) -> jax.Array:
     return (x.sum() > bound).astype(int)
 
 
-def scaled(params: Any, x: jax.Array, by: float) -> jax.Array:
-    """Return x @ kernel by a factor."""
-    return jnp.matmul(x, params.kernel) * by
+def scaled(sub: Any, x: jax.Array, by: float) -> Any:
+    """Return the output of a sublayer times a factor."""
+    return sub.linear(x) * by
 
 
 def nothing_saveable(*_: object, name: str, **__: object) -> bool:
-    """Be a policy with an argument."""
+    """A policy with an argument."""
     return False
 
 
 def with_partials(by: float) -> dict[str, AnyLayer]:
-    """Return layers that hold a partial each, made anew."""
+    """Return layers that each hold a new partial."""
     linear = mlax.linear(3)
     policy = functools.partial(nothing_saveable, name=str(by))
     user = mlax.Layer(functools.partial(_init_gain, by), functools.partial(_apply_gain, by))
     return {
         "f": mlax.f(functools.partial(jnp.add, by)),
         "switch": mlax.switch(functools.partial(above, bound=by), linear, linear),
-        "remat": mlax.remat(linear, policy),
+        "remat": mlax.remat(linear, policy=policy),
         "repeat": mlax.repeat(linear, 2, policy=policy),
-        "reuse": mlax.shared(
-            linear,
-            lambda tied: mlax.series(tied, mlax.reuse(tied, functools.partial(scaled, by=by))),
-        ),
+        "block": mlax.block(linear=linear)(functools.partial(scaled, by=by)),
         "rnn_cell": mlax.rnn_cell(3, activation=functools.partial(jnp.multiply, by)),
         "user": mlax.series(user),
     }
@@ -458,5 +465,5 @@ def test_states_with_equal_partials_have_equal_structures(name: str) -> None:
     for same in (again, pickle.loads(pickle.dumps(first)), copy.deepcopy(first)):
         assert jax.tree.structure(same) == structure
         assert hash(jax.tree.structure(same)) == hash(structure)
-        assert hash(same.config) == hash(first.config)
+        assert same == first
     assert jax.tree.structure(other) != structure

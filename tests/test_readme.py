@@ -1,6 +1,8 @@
 """Every Python snippet of README.md runs and prints what its comments say."""
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -14,14 +16,18 @@ SNIPPETS = {
 
 
 def test_no_snippet_is_overlooked() -> None:
-    """Each section has at most one, so that titles can name them."""
+    """Each section has at most one snippet, so that section titles can name them."""
     assert len(SNIPPETS) == README.count("```python") > 0
 
 
 @pytest.mark.parametrize("title", SNIPPETS)
-def test_snippet(title: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run it in a namespace of its own and compare each print(...) with the comment behind it."""
+def test_snippet(
+    title: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run it as a module of its own and compare each print(...) with the comment behind it."""
     snippet = SNIPPETS[title]
     expected = re.findall(r"^print\(.*\)  # (.*)$", snippet, re.M)
-    exec(compile(snippet, f"README.md, {title}", "exec"), {"__name__": "readme"})
+    module = types.ModuleType("readme")  # what it defines can be pickled, as in a script
+    monkeypatch.setitem(sys.modules, "readme", module)
+    exec(compile(snippet, f"README.md, {title}", "exec"), module.__dict__)
     assert capsys.readouterr().out.splitlines() == expected

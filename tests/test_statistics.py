@@ -51,7 +51,7 @@ def over_mesh(
     sharded: AxisName,
     check_vma: bool = True,
 ) -> Callable[[jax.Array], Parts]:
-    """Return the function of a first axis that is split over axes of a mesh of 4 devices."""
+    """Return the function, with the first axis sharded over axes of a mesh of 4 devices."""
     split, whole = PartitionSpec(sharded), PartitionSpec()
     mapped: Callable[[jax.Array], Parts] = jax.jit(
         jax.shard_map(

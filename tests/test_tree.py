@@ -27,7 +27,9 @@ TREE: dict[str, Any] = {
     "blocks": (Pair(jnp.ones((3, 3)), None), [jnp.full((), 7.0)]),
     "head": {"kernel": jnp.ones((3, 1), jnp.bfloat16)},
 }
-PATHS = ["blocks.0.kernel", "blocks.1.0", "head.kernel", "stem.kernel", "stem.bias"]
+PATHS = ["stem.kernel", "stem.bias", "blocks.0.kernel", "blocks.1.0", "head.kernel"]
+LEAVES = [*PATHS[2:], *PATHS[:2]]
+"""The paths in the order of `jax.tree.leaves`: dict entries by name."""
 
 
 def network() -> Any:
@@ -42,12 +44,55 @@ def test_paths() -> None:
     assert mlax.paths(TREE) == PATHS
     assert mlax.paths(jnp.ones(2)) == [""]
     assert mlax.paths(()) == []
-    assert mlax.paths({1: 2.0, 0: 3.0}) == ["0", "1"]
+    assert mlax.paths({1: 2.0, 0: 3.0}) == ["1", "0"]
     model = mlax.series(
         body=mlax.repeat(mlax.residual(mlax.linear(3)), 2), head=mlax.series(mlax.bias(-1))
     )
     params, _ = model.init(KEY, X)
     assert mlax.paths(params) == ["body.0.kernel", "head.0.bias"]
+
+
+def test_no_two_leaves_have_one_path() -> None:
+    model = mlax.series(**{"a.b": mlax.linear(3), "a": mlax.series(b=mlax.linear(2))})
+    params, _ = model.init(KEY, X)
+    assert mlax.paths(params) == ["'a.b'.kernel", "a.b.kernel"]
+    assert jax.tree.leaves(mlax.mask(params, "a.b.*")) == [True, False]
+    assert jax.tree.leaves(mlax.mask(params, "'a.b'.*")) == [False, True]
+    tricky = {"a": {"b": 1}, "a.b": 2, "'a.b'": 3, 0: 4, "0": 5, "": 6, "x y": [7]}
+    assert len(set(mlax.paths(tricky))) == 7
+
+
+def test_paths_are_in_the_order_written() -> None:
+    model = mlax.series(stem=mlax.dense(3), body=mlax.series(z=mlax.linear(2), a=mlax.bias(-1)))
+    params, state = model.init(KEY, X)
+    wanted = ["stem.kernel", "stem.bias", "body.z.kernel", "body.a.bias"]
+    assert mlax.paths(params) == wanted
+
+
+def test_several_patterns() -> None:
+    for patterns in (["stem.*", "head.kernel"], ("stem.*", "head.kernel")):
+        selected = mlax.mask(TREE, patterns)
+        assert jax.tree.leaves(selected) == [False, False, True, True, True]
+    chosen, others = mlax.partition(TREE, ["*.kernel", "stem.bias"])
+    assert mlax.paths(others) == ["blocks.1.0"]
+    assert len(jax.tree.leaves(chosen)) == 4
+    with pytest.raises(ValueError, match="^mask: expected 'haed.*' to match a path"):
+        mlax.mask(TREE, ["stem.*", "haed.*"])
+    wrong: Any
+    for wrong in (3, ["stem.*", 3], None, []):  # wrong types on purpose
+        with pytest.raises(TypeError, match="^mask: expected where to be a pattern, a list of"):
+            mlax.mask(TREE, wrong)
+
+
+def test_an_error_lists_a_screenful_of_paths_and_the_way_out() -> None:
+    params, _ = mlax.series(*[mlax.dense(2)] * 50).init(KEY, X)
+    with pytest.raises(ValueError, match=r"\.\.\. \(100 paths\)") as error:
+        mlax.mask(params, "blocks.*")
+    assert len(str(error.value)) < 500
+    with pytest.raises(ValueError, match=r"'6' to match .*; '6\.\*' matches everything below it"):
+        mlax.mask(params, "6")
+    assert sum(jax.tree.leaves(mlax.mask(params, "6.*"))) == 2
+    assert "6.*" in str(mlax.mask.__doc__)
 
 
 def test_paths_of_a_module_and_of_a_state() -> None:
@@ -77,7 +122,7 @@ def test_map_with_path() -> None:
 def test_masks_by_pattern(pattern: str) -> None:
     selected = mlax.mask(TREE, pattern)
     assert jax.tree.structure(selected) == jax.tree.structure(TREE)
-    assert jax.tree.leaves(selected) == [fnmatch.fnmatchcase(path, pattern) for path in PATHS]
+    assert jax.tree.leaves(selected) == [fnmatch.fnmatchcase(path, pattern) for path in LEAVES]
 
 
 def test_masks_by_predicate() -> None:
@@ -90,7 +135,7 @@ def test_masks_by_predicate() -> None:
 
 @pytest.mark.parametrize("function", [mlax.mask, mlax.partition])
 def test_a_pattern_that_matches_nothing_raises(function: Any) -> None:
-    with pytest.raises(ValueError, match=r"'stem.gain' .* \['blocks.0.kernel'") as error:
+    with pytest.raises(ValueError, match=r"'stem.gain' .* stem.kernel, stem.bias, bl") as error:
         function(TREE, "stem.gain")
     assert str(error.value).startswith(f"{function.__name__}: expected")
     with pytest.raises(ValueError, match="Stem"):
@@ -109,7 +154,7 @@ def test_partition_and_combine() -> None:
             assert leaf is expected
     a, rest = mlax.partition(TREE, "stem.*")
     b, c = mlax.partition(rest, "head.*")
-    assert mlax.paths(mlax.combine(a, b, c)) == PATHS
+    assert mlax.paths(mlax.combine(a, b, c)) == LEAVES
     assert mlax.combine({"a": 1}, {"a": 2}) == {"a": 1}
     assert mlax.combine({"a": None}, {"a": None}) == {"a": None}
     with pytest.raises(ValueError, match="."):
@@ -144,7 +189,7 @@ def test_count_and_nbytes() -> None:
 
 def test_trees_may_hold_plain_numbers_and_keys() -> None:
     tree = {"rate": 0.5, "steps": 3, "key": KEY}
-    assert mlax.paths(tree) == ["key", "rate", "steps"]
+    assert mlax.paths(tree) == ["rate", "steps", "key"]
     assert mlax.count(tree) == 3
     assert mlax.nbytes({"rate": 0.5, "steps": 3, "on": True}) == 4 + 4 + 1
     assert jax.tree.leaves(mlax.mask(tree, "rate")) == [False, True, False]
@@ -182,7 +227,7 @@ def params_of_a_model() -> Any:
     ids=["tree", "params", "module"],
 )
 def test_masks_freeze_what_optax_trains(params: Any, pattern: str) -> None:
-    optax: Any = pytest.importorskip("optax")  # Any: its stubs say only what examples use
+    optax: Any = pytest.importorskip("optax")  # Any: its stubs only cover what the examples use
     frozen = mlax.mask(params, lambda path, _: not fnmatch.fnmatchcase(path, pattern))
     optimizer = optax.chain(optax.sgd(0.5), optax.masked(optax.set_to_zero(), frozen))
     grads = jax.tree.map(jnp.ones_like, params)

@@ -1,1 +1,1 @@
-"""Ready-made blocks: what networks are built of most often, one file for each kind."""
+"""Recipes: a few lines of composition each, one file for each kind."""

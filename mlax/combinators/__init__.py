@@ -1,1 +1,53 @@
-"""Pairs made of pairs, one file for each."""
+"""The author's kit: the building blocks of combinators, ours and yours.
+
+Most combinators only call their layers. They are plain functions, decorated with `combinator` (or
+with `mlax.block`, if the layers are already known). This is all of `series`, except its types:
+
+    @mlax.combinator
+    def series(x, *layers: mlax.Sublayer):
+        for layer in layers:
+            x = layer(x)
+        return x
+
+A combinator that runs a layer in a loop, under `jax.vmap` or the like, is a `transform`: `init`
+makes the child, `apply` runs it. This one recomputes the activations of its layer in the backward
+pass:
+
+    class RecomputeConfig(NamedTuple):
+        layer: Child
+
+    def apply(call, config, params, variables, x):
+        def run(params, variables, x, rng):
+            return call(config.layer, params, variables, x, rng)
+        return jax.checkpoint(run)(params, variables, x, call.rng)
+
+    @transform(apply, RecomputeConfig)
+    def recompute(rng, x, layer: mlax.Layer):
+        return init_only_child("recompute", layer, rng, x)
+
+Keys, batch axes, state, pickling, paths in errors and profiles, and the check that a state belongs
+to the layer then work as in our own combinators. `mlax.testing.check_laws` tests that they do. With
+annotations and `@transform(apply, RecomputeConfig, Around)`, type checkers know the params,
+variables, x and y of `recompute(layer)` as they know those of the layer.
+"""
+
+# fmt: off
+from mlax.combinators.child import (
+    Child, ChildKey, Made, add_path, apply_child, apply_keys, by_key, cast_floating, collected,
+    computing_in, copy_keys, has_path, init_child, init_copies, init_keys, init_only_child, joined,
+    making_copies, packed, require_copies, require_equal_shapes, shapes, split, stacked,
+)
+from mlax.combinators.taps import rejoined, separated, tapping
+from mlax.combinators.wiring import (
+    Around, Call, Combinator, Sublayer, Transform, Wired, WiredConfig, combinator, transform,
+)
+
+__all__ = [
+    "Around", "Call", "Child", "ChildKey", "Combinator", "Made", "Sublayer", "Transform", "Wired",
+    "WiredConfig", "add_path", "apply_child", "apply_keys", "cast_floating", "collected",
+    "combinator", "computing_in", "copy_keys", "by_key", "has_path", "init_child", "init_copies",
+    "init_keys", "init_only_child", "joined", "making_copies", "packed", "rejoined",
+    "require_copies", "require_equal_shapes", "separated", "shapes", "split", "stacked", "tapping",
+    "transform",
+]
+# fmt: on

@@ -1,128 +1,85 @@
-"""A layer in another precision than its parameters: y = cast(layer(cast(params), cast(x))).
+"""A layer that computes in another precision: y = cast(layer(cast(params), cast(x))).
 
 params and variables are those of the layer.
 """
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mlax import arguments
-from mlax.combinators.child import (
-    AnyLayer,
-    Child,
-    any_needs_rng,
-    apply_child,
-    init_child,
-    init_keys,
-    require_layer,
-    shapes,
+from mlax.arguments import AnyLayer, Rule, read_dtype
+from mlax.combinators import (
+    Around, Call, Child, Made, cast_floating, computing_in, init_only_child, shapes, transform,
 )
-from mlax.pair import AxisName, Key, Layer, PairBase, State
-
-P = TypeVar("P")
-X = TypeVar("X")
-Y = TypeVar("Y")
+from mlax.errors import message
+from mlax.layer import Key
 
 
 class CastConfig(NamedTuple):
     """Configuration of `cast`."""
 
     layer: Child
-    """What is kept of the layer."""
+    """The layer."""
     compute_dtype: DTypeLike | None
-    """Dtype of parameters and x inside."""
+    """Dtype that the layer computes in."""
     output_dtype: DTypeLike | None
     """Dtype of y."""
 
-
-class Cast(PairBase[Any, State[Any, CastConfig], Any, Any]):
-    """The type of `cast`: what is known of the layer is known of the cast one."""
-
-    def __call__(
-        self,
-        layer: Layer[P, Any, X, Y],
-        params_dtype: DTypeLike | None = None,
-        compute_dtype: DTypeLike | None = None,
-        output_dtype: DTypeLike | None = None,
-    ) -> Layer[P, State[Any, CastConfig], X, Y]:
-        """Return the layer under this policy."""
-        return self.bind(layer, params_dtype, compute_dtype, output_dtype)
+    def view(self, params: Any) -> Any:
+        """Return the parameters as a block reads them: in the dtype that the layer computes in."""
+        return cast_floating(params, self.compute_dtype)
 
 
-def apply(
-    params: Any,
-    state: State[Any, CastConfig],
-    x: Any,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[Any, State[Any, CastConfig]]:
-    """Return the output of the layer: see `mlax.Apply` and `mlax.cast`."""
-    child, compute_dtype, output_dtype = arguments.config_of("cast", state, CastConfig)
-    y, variables = apply_child(
-        "cast",
-        child,
-        _cast(params, compute_dtype),
-        state.variables,
-        _cast(x, compute_dtype),
-        rng,
-        inference_mode,
-        batch_axis_name,
-    )
-    return _cast(y, output_dtype), State(variables, state.config)
+def _read_floating(owner: str, name: str, value: Any) -> Any:
+    dtype = read_dtype(owner, name, value)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(message(owner, name, "a floating dtype", dtype.name))
+    return dtype
 
 
-@Cast.of(
-    apply,
-    needs_rng=lambda layer, *_, **__: any_needs_rng(layer),
-    checks={
-        "layer": require_layer,
-        "params_dtype": arguments.check_optional_dtype,
-        "compute_dtype": arguments.check_optional_dtype,
-        "output_dtype": arguments.check_optional_dtype,
-    },
-)
+Floating: TypeAlias = Annotated[DTypeLike, Rule(_read_floating)]
+"""A floating dtype."""
+
+
+def apply(call: Call, config: CastConfig, params: Any, variables: Any, x: Any) -> tuple[Any, Any]:
+    """Return the output of the layer: see `mlax.cast`."""
+    child, dtype, output_dtype = config
+    y, variables = call(child, config.view(params), variables, cast_floating(x, dtype))
+    return cast_floating(y, output_dtype), variables
+
+
+@transform(apply, CastConfig, Around)
 def cast(
-    rng: Key,
-    x: Any,
-    layer: AnyLayer,
-    params_dtype: DTypeLike | None = None,
-    compute_dtype: DTypeLike | None = None,
-    output_dtype: DTypeLike | None = None,
-) -> tuple[Any, State[Any, CastConfig]]:
+    rng: Key, x: Any, layer: AnyLayer, *,
+    params_dtype: Floating | None = None, compute_dtype: Floating | None = None,
+    output_dtype: Floating | None = None,
+) -> Made:
     """A mixed-precision policy around a layer. Only floating arrays are cast.
 
-    Variables are never cast, and normalisations compute their statistics in float32 or
-    better whatever they are given.
+    Variables are never cast, and normalisations always compute their statistics in float32 or
+    better.
 
     Args:
         layer: any layer.
-        params_dtype: dtype that parameters are kept in; None as the layer makes them.
-        compute_dtype: dtype that parameters and x are cast to for the layer; None as they are.
-        output_dtype: dtype that y is cast to; None as the layer returns it.
+        params_dtype: dtype that parameters are stored in; None keeps that of the layer.
+        compute_dtype: dtype that parameters and x are cast to for the layer; None casts neither.
+        output_dtype: dtype that y is cast to; None returns y as the layer does.
 
     Source: Micikevicius et al., "Mixed precision training", 2018.
 
     >>> import jax, jax.numpy as jnp, mlax
-    >>> init, apply = mlax.cast(mlax.linear(3), jnp.float32, jnp.bfloat16, jnp.float32)
-    >>> params, state = init(jax.random.key(0), jnp.ones(2))
-    >>> params.kernel.dtype, apply(params, state, jnp.ones(2))[0].dtype
+    >>> half = mlax.cast(mlax.linear(3), compute_dtype=jnp.bfloat16, output_dtype=jnp.float32)
+    >>> params, state = half.init(jax.random.key(0), jnp.ones(2))
+    >>> params.kernel.dtype, half.apply(params, state, jnp.ones(2))[0].dtype
     (dtype('float32'), dtype('float32'))
     """
-    (key,) = init_keys(rng, 1)
-    x = jax.eval_shape(lambda x: _cast(x, compute_dtype), shapes(x))
-    params, variables, child = init_child("cast", None, layer, key, x)
-    dtypes = arguments.optional_dtype(compute_dtype), arguments.optional_dtype(output_dtype)
-    return _cast(params, params_dtype), State(variables, CastConfig(child, *dtypes))
-
-
-def _cast(tree: Any, dtype: DTypeLike | None) -> Any:
-    if dtype is None:
-        return tree
-    return jax.tree.map(
-        lambda a: jnp.asarray(a, dtype) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a,
-        tree,
+    x = jax.eval_shape(lambda x: cast_floating(x, compute_dtype), shapes(x))
+    with computing_in(compute_dtype):
+        made = init_only_child("cast", layer, rng, x)
+        y = made.output()
+    return made._replace(
+        params=cast_floating(made.params, params_dtype),
+        output=lambda: jax.eval_shape(lambda y: cast_floating(y, output_dtype), y),
     )

@@ -1,40 +1,43 @@
 """What every combinator does with its children, each rule in one place.
 
-- state: a combinator's `State` is one pytree node. The configs of the children and their
-  `apply` stand in its config as `Child`, their variables in its variables; a child's own
-  state exists only while its functions run.
+- state: a combinator's `State` is one pytree node. Its config holds the config and `apply` of
+  each child as a `Child`, its variables hold those of the children; a child's own state exists
+  only while its functions run.
 - keys: `init_keys` and `apply_keys`.
 - names: each child runs in a `jax.named_scope`, and whatever it raises gets a note with its
-  path in the model, as "in series[3] > linear" or "in series > head > linear".
+  path in the model, such as "in series[3] > linear" or "in series > head > linear".
 
-A combinator of several layers holds them under the keys 0, 1, ... and its params and
-variables are tuples, or under names, and they are dicts. A combinator of one layer has the
-params and variables of that layer, and the key None.
+If a combinator of several layers keys them 0, 1, ..., its params and variables are tuples; if it
+names them, they are dicts. A combinator of one layer has the params and variables of that layer,
+whose key is None.
 """
 
+import contextlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from mlax import arguments
-from mlax.arguments import ANOTHER_MODEL
-from mlax.equality import by_parts
-from mlax.pair import AxisName, Key, Layer, State, needs_rng
-
-AnyLayer: TypeAlias = Layer[Any, Any, Any, Any]
+from mlax.arguments import ANOTHER_MODEL, AnyLayer, described
+from mlax.combinators import taps
+from mlax.combinators.taps import setting
+from mlax.equality import equal, source
+from mlax.errors import message
+from mlax.layer import AxisName, Key, State
+from mlax.pair import ANOTHER_STATE, BoundApply, bare
 
 ChildKey: TypeAlias = int | str | None
 
 
-@by_parts
 class Child(NamedTuple):
-    """What stays of a layer in the config of the combinator that holds it."""
+    """A layer in the config of the combinator that holds it."""
 
     key: ChildKey
-    """Its place or name among the children."""
+    """Its child index or name, None for an only child."""
     kind: str
     """The name of its pair."""
     apply: Callable[..., tuple[Any, Any]]
@@ -48,31 +51,65 @@ class Child(NamedTuple):
     variables_type: type | None
     """The type of its variables, None if they are a leaf, `Nothing` if there are none."""
 
+    def __repr__(self) -> str:
+        """Return its key and kind, and its own children."""
+        name = self.kind if self.key is None else f"{self.key}: {self.kind}"
+        return name if self.config is Foreign else f"{name} {source(self.config)}"
 
-ChildrenState: TypeAlias = State[Any, tuple[Child, ...]]
-"""The state of a combinator of several layers: the variables of each, `()` if there are none."""
+    def adopted(self, owner: str, layer: AnyLayer) -> "Child":
+        """Return the child with the `apply` of `layer`, which must be the same layer."""
+        if not equal(bare(self.apply), bare(layer.apply)):
+            where = f"the state of {place(owner, self.key)}"
+            wanted, got = f"that of {kind_of(layer)}", f"that of {self.kind}"
+            raise TypeError(message(owner, where, wanted, got, ANOTHER_STATE))
+        return self._replace(apply=layer.apply)
 
-DictState: TypeAlias = State[dict[str, Any], tuple[Child, ...]]
-"""That of layers with names."""
+
+class Made(NamedTuple):
+    """A new child, or several, with their params and variables in one tree."""
+
+    params: Any
+    """The parameters."""
+    variables: Any
+    """The variables."""
+    child: Any
+    """The `Child`, or a tuple of them. (Typed as Any: the caller knows which.)"""
+    output: Callable[[], Any]
+    """Returns the shapes and dtypes of its output in training, without running it."""
 
 
 class Foreign:
-    """Stands for the config of a layer whose state is not a `State`: all of it is variables."""
+    """Placeholder for the config of a layer whose state is not a `State`: it is all variables."""
 
 
 class Nothing:
-    """Stands for the type of parameters or variables that are `()`."""
+    """Placeholder for the type of parameters or variables that are `()`."""
+
+
+def kind_of(layer: AnyLayer) -> str:
+    """Return the name of the pair of a layer, or of its `init`."""
+    return str(getattr(layer.init, "__name__", type(layer.init).__name__))
+
+
+def place(owner: str, key: ChildKey) -> str:
+    """Return the place of a child: "series[3]", "series > head", or "repeat"."""
+    if key is None:
+        return owner
+    return f"{owner}[{key}]" if isinstance(key, int) else f"{owner} > {key}"
+
+
+# Keys.
 
 
 def init_keys(rng: Key, count: int) -> list[Key]:
-    """Return the keys that children are initialised with: fold_in(rng, i) for the i-th."""
+    """Return the keys to initialise children with: fold_in(rng, i) for child i."""
     return [jax.random.fold_in(rng, i) for i in range(count)]
 
 
 def apply_keys(rng: Key | None, needs: Sequence[bool]) -> list[Key | None]:
     """Return a key for each child that needs one and None for the others.
 
-    A single such child gets `rng` itself, of several the j-th gets fold_in(rng, j).
+    If only one child needs a key it gets `rng` itself; of several, the j-th gets fold_in(rng, j).
     """
     if rng is None or not any(needs):
         return [None] * len(needs)
@@ -82,84 +119,84 @@ def apply_keys(rng: Key | None, needs: Sequence[bool]) -> list[Key | None]:
     return [next(keys) if need else None for need in needs]
 
 
-def any_needs_rng(*layers: AnyLayer, **named: AnyLayer) -> bool:
-    """Return whether one of the layers needs a key."""
-    return any(needs_rng(layer.apply) for layer in (*layers, *named.values()))
-
-
-def keyed(
-    owner: str, layers: Sequence[AnyLayer], named: Mapping[str, AnyLayer]
-) -> dict[ChildKey, AnyLayer]:
-    """Return the layers by key: their names, or their places."""
-    if layers and named:
-        got = f"{len(layers)} without and {len(named)} with"
-        raise TypeError(arguments.message(owner, "layers", "all with names or all without", got))
-    by_key: dict[ChildKey, AnyLayer] = {}
-    by_key.update(enumerate(layers))
-    by_key.update(named)
-    return by_key
-
-
-def copy_keys(rng: Key, count: int) -> Key:
-    """Return the stacked keys of `count` copies of a layer: those of that many children."""
+def copy_keys(rng: Key | None, count: int) -> Key | None:
+    """Return the stacked keys for `count` copies of a layer, by the rule of `apply_keys`."""
+    if rng is None:
+        return None
     if count == 1:
         return rng[None]
     return jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(count))
 
 
-def init_child(
-    owner: str, key: ChildKey, layer: AnyLayer, rng: Key, x: Any
-) -> tuple[Any, Any, Child]:
-    """Return the parameters and variables of a new child, and what its parent keeps of it."""
-    kind = getattr(layer.init, "__name__", type(layer.init).__name__)
+# Making children.
+
+
+def init_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Key, x: Any) -> Made:
+    """Return the parameters and variables of a new child, its config and its output shape.
+
+    Args:
+        owner: name of the combinator, for errors.
+        key: index or name of the child, None for an only child.
+        layer: any layer.
+        rng: the child's own key, see `init_keys`.
+        x: its input, or the shapes and dtypes of it.
+    """
+    kind = kind_of(layer)
+    tracing = _TRACING.get()
+    known = tracing.known.get(_signature(layer, x)) if tracing and tracing.abstract else None
+    if known is not None:
+        params, variables = placeholders(known.params), placeholders(known.variables)
+        return Made(params, variables, known.child._replace(key=key), known.output)
+    output: Callable[[], Any] | None = None
     try:
-        params, state = layer.init(rng, x)
+        with_output = getattr(layer.init, "with_output", None)
+        if with_output is None:
+            params, state = _pair_of(kind, "init", "(params, state)", layer.init(rng, x))
+        else:
+            params, state, output = with_output(rng, x)
         variables, config = _parts(state)
         hash(config)
     except Exception as error:
         add_path(error, owner, key, kind)
         raise
     types = _container_type(params), _container_type(variables)
-    return params, variables, Child(key, kind, layer.apply, needs_rng(layer.apply), config, *types)
+    apply = layer.apply.bare if isinstance(layer.apply, BoundApply) else layer.apply
+    child = Child(key, kind, apply, layer.needs_rng, config, *types)
+    if output is None:
+        return Made(
+            params, variables, child, lambda: output_shapes(owner, child, params, variables, x, rng)
+        )
+    return Made(params, variables, child, output)
 
 
-def stacked_children(
-    owner: str, layer: AnyLayer, rng: Key, x: Any, count: int
-) -> tuple[Any, Any, Child]:
-    """Return the params and variables of that many copies, stacked: one vmapped `init`."""
-    children = []
+def init_only_child(owner: str, layer: AnyLayer, rng: Key, x: Any) -> Made:
+    """Return an only child: the combinator has its params and variables."""
+    (key,) = init_keys(rng, 1)
+    return init_child(owner, None, layer, key, x)
+
+
+def init_copies(owner: str, layer: AnyLayer, rng: Key, x: Any, count: int) -> Made:
+    """Return `count` copies of a child with stacked params and variables: a vmapped `init`."""
+    made: list[Made] = []
 
     def init_copy(rng: Key) -> tuple[Any, Any]:
-        params, variables, child = init_child(owner, None, layer, rng, x)
-        children.append(child)
-        return params, variables
+        copy = init_child(owner, None, layer, rng, x)
+        shapes_of_copy = copy.output()
+        made.append(copy._replace(output=lambda: shapes_of_copy))
+        return copy.params, copy.variables
 
     keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(count))
-    params, variables = jax.vmap(init_copy)(keys)
-    return params, variables, children[0]
+    with setting(_COPIES, True):
+        params, variables = jax.vmap(init_copy)(keys)
+    return Made(params, variables, made[0].child, made[0].output)
 
 
-def apply_child(
-    owner: str,
-    child: Child,
-    params: Any,
-    variables: Any,
-    x: Any,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[Any, Any]:
-    """Return the output of a child and its next variables."""
-    try:
-        _require_type(child.kind, "params", params, child.params_type)
-        _require_type(child.kind, "state.variables", variables, child.variables_type)
-        state = variables if child.config is Foreign else State(variables, child.config)
-        with jax.named_scope(child.key if isinstance(child.key, str) else place(owner, child.key)):
-            y, state = child.apply(params, state, x, rng, inference_mode, batch_axis_name)
-    except Exception as error:
-        add_path(error, owner, child.key, child.kind)
-        raise
-    return y, _parts(state)[0]
+_COPIES: ContextVar[bool] = ContextVar("copies", default=False)
+
+
+def making_copies() -> bool:
+    """Return whether `init` is making several copies of a layer, each with its own key."""
+    return _COPIES.get()
 
 
 def shapes(x: Any) -> Any:
@@ -167,47 +204,189 @@ def shapes(x: Any) -> Any:
     return jax.eval_shape(lambda x: x, x)
 
 
-def require_copies(owner: str, params: Any, count: int) -> None:
-    """Require arrays with a leading axis of that many copies."""
-    for leaf in jax.tree.leaves(params):
-        if np.shape(leaf)[:1] != (count,):
-            wanted = f"stacked on a leading axis of {count}"
-            got = f"an array of shape {np.shape(leaf)}"
-            raise ValueError(arguments.message(owner, "params", wanted, got, ANOTHER_MODEL))
-
-
-def output_shape(owner: str, child: Child, params: Any, variables: Any, x: Any, rng: Key) -> Any:
-    """Return the shapes and dtypes of what a child makes of `x` in training, without running it."""
+def output_shapes(owner: str, child: Child, params: Any, variables: Any, x: Any, rng: Key) -> Any:
+    """Return the shapes and dtypes of the output of a child in training, without running it."""
+    dtype = _COMPUTE_DTYPE.get()
 
     def output(params: Any, variables: Any, x: Any, rng: Key) -> Any:
-        return apply_child(owner, child, params, variables, x, rng)[0]
+        return apply_child(owner, child, cast_floating(params, dtype), variables, x, rng)[0]
 
     return jax.eval_shape(output, params, variables, x, rng)
 
 
-def collected(children: Sequence[tuple[Any, Any, Child]]) -> tuple[Any, ChildrenState]:
-    """Return the params and the state of a combinator, from what `init_child` made."""
-    params, variables, kept = zip(*children, strict=True) if children else ((), (), ())
-    return packed(kept, params), joined_state(kept, variables)
+_COMPUTE_DTYPE: ContextVar[DTypeLike | None] = ContextVar("compute_dtype", default=None)
 
 
-def joined_state(children: tuple[Child, ...], variables: Sequence[Any]) -> ChildrenState:
-    """Return the one `State` of several children: no variables at all are `()`, which is cheap."""
-    stateless = all(type(v) is tuple and not v for v in variables)
-    return State(() if stateless else packed(children, variables), children)
+def computing_in(dtype: DTypeLike | None) -> contextlib.AbstractContextManager[None]:
+    """Make `init` compute output shapes with cast parameters, as `apply` will."""
+    return setting(_COMPUTE_DTYPE, dtype or _COMPUTE_DTYPE.get())
 
 
-def split(owner: str, params: Any, state: ChildrenState) -> list[tuple[Child, Any, Any]]:
-    """Return each child with its params and its variables, and require that they are there."""
-    keys = [child.key for child in arguments.config_of(owner, state, tuple)]
-    variables = [()] * len(keys)
-    if state.variables:
-        variables = entries(owner, "state.variables", state.variables, keys, ANOTHER_MODEL)
-    params = entries(owner, "params", params, keys, ANOTHER_MODEL)
-    return list(zip(state.config, params, variables, strict=True))
+def cast_floating(tree: Any, dtype: DTypeLike | None) -> Any:
+    """Return the tree with its floating arrays cast to `dtype`; None leaves it unchanged."""
+    if dtype is None:
+        return tree
+    return jax.tree.map(
+        lambda a: jnp.asarray(a, dtype) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a,
+        tree,
+    )
 
 
-def entries(
+# Children that are called while a function is traced, as in `mlax.block`.
+
+
+class _Tracing(NamedTuple):
+    """The results of abstract evaluation in one run of `init`, so that each is found only once."""
+
+    known: dict[Any, Made]
+    abstract: bool
+
+
+_TRACING: ContextVar[_Tracing | None] = ContextVar("tracing", default=None)
+
+
+def one_tracing() -> contextlib.AbstractContextManager[None]:
+    """Share the results of `abstract_child` until the outermost `init` ends."""
+    return setting(_TRACING, _TRACING.get() or _Tracing({}, False))
+
+
+def abstract_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Any, x: Any) -> Made:
+    """Return what `init_child` would return, as shapes and dtypes."""
+    tracing = _TRACING.get()
+    assert tracing is not None, "abstract_child must be called within one_tracing"
+    signature = _signature(layer, x)
+    if signature not in tracing.known:
+        children: list[Child] = []
+
+        def trace(rng: Key, x: Any) -> tuple[Any, Any, Any]:
+            made = init_child(owner, key, layer, rng, x)
+            children.append(made.child)
+            return made.params, made.variables, made.output()
+
+        with setting(_TRACING, tracing._replace(abstract=True)):
+            params, variables, y = jax.eval_shape(trace, rng, x)
+        tracing.known[signature] = Made(params, variables, children[0], lambda: y)
+    known = tracing.known[signature]
+    return known._replace(child=known.child._replace(key=key))
+
+
+def _signature(layer: AnyLayer, x: Any) -> Hashable:
+    leaves, structure = jax.tree.flatten(shapes(x))
+    dtype = _COMPUTE_DTYPE.get()
+    described = tuple((a.shape, a.dtype, a.weak_type) for a in leaves)
+    return layer, structure, described, None if dtype is None else jnp.dtype(dtype)
+
+
+def placeholders(tree: Any) -> Any:
+    """Return arrays with the shapes and dtypes of a tree, for a trace that reads no values."""
+    return jax.tree.map(_placeholder, tree)
+
+
+def _placeholder(shape: Any) -> jax.Array:
+    if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+        data = jax.eval_shape(jax.random.key_data, shape)
+        key: Key = jax.random.wrap_key_data(_placeholder(data), impl=jax.random.key_impl(shape))
+        return key
+    if getattr(shape, "weak_type", False):
+        return jnp.broadcast_to(jnp.asarray(shape.dtype.type(0).item()), shape.shape)
+    zeros: jax.Array = jnp.zeros(shape.shape, shape.dtype)
+    return zeros
+
+
+# Running children.
+
+
+def apply_child(
+    owner: str, child: Child, params: Any, variables: Any, x: Any, rng: Key | None = None,
+    inference_mode: bool = False, batch_axis_name: AxisName = (),
+) -> tuple[Any, Any]:
+    """Return the output of a child and its next variables.
+
+    Args:
+        owner: name of the combinator, for errors.
+        child: the `Child` that `init_child` returned, from the config of the combinator.
+        params: the child's own parameters.
+        variables: the child's own variables.
+        x: its input.
+        rng: the child's own key, see `apply_keys`.
+        inference_mode: as passed to the combinator.
+        batch_axis_name: as passed to the combinator.
+    """
+    kind = child.kind
+    try:
+        _require_type(kind, "params", params, child.params_type)
+        _require_type(kind, "state.variables", variables, child.variables_type)
+        state = variables if child.config is Foreign else State(variables, child.config)
+        scope = child.key if isinstance(child.key, str) else place(owner, child.key)
+        with jax.named_scope(scope), taps.below(child.key):
+            result = child.apply(params, state, x, rng, inference_mode, batch_axis_name)
+        y, state = _pair_of(kind, "apply", "(y, state)", result)
+        if isinstance(state, State) != (child.config is not Foreign):
+            got = described(state)
+            raise TypeError(message(kind, "the state that apply returns", "a State", got))
+    except Exception as error:
+        if rng is None and not child.needs_rng and "a PRNG key in training, got None" in str(error):
+            error.add_note(
+                f"{kind}: it is declared as a layer that needs no key; declare that it needs one "
+                "with mlax.Layer(init, apply, needs_rng=True)"
+            )
+        add_path(error, owner, child.key, kind)
+        raise
+    return y, taps.recorded(child.key, y, _parts(state)[0])
+
+
+def _pair_of(kind: str, function: str, spelled: str, result: Any) -> tuple[Any, Any]:
+    """Return the result of a function of a layer, which must be a pair."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        got = f"{len(result)} entries" if isinstance(result, tuple) else described(result)
+        way_out = f"return {spelled.replace('state)', '())')} if there is no state"
+        raise TypeError(message(kind, f"what {function} returns", spelled, got, way_out))
+    return result
+
+
+def stacked(shapes: Any, count: int) -> Any:
+    """Return the shapes with a leading axis."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), shapes)
+
+
+def require_copies(owner: str, params: Any, count: int) -> None:
+    """Require arrays with a leading axis of `count` copies."""
+    for leaf in jax.tree.leaves(params):
+        if np.shape(leaf)[:1] != (count,):
+            wanted = f"stacked on a leading axis of {count}"
+            got = f"an array of shape {np.shape(leaf)}"
+            raise ValueError(message(owner, "params", wanted, got, ANOTHER_MODEL))
+
+
+# One state for several children.
+
+
+def collected(made: Sequence[Made]) -> Made:
+    """Return several children as one `Made`, each under its key; its output is a placeholder."""
+    children = tuple(one.child for one in made)
+    params = packed([child.key for child in children], [one.params for one in made])
+    return Made(params, joined(children, [one.variables for one in made]), children, tuple)
+
+
+def joined(children: Sequence[Child], variables: Sequence[Any]) -> Any:
+    """Return the variables of several children as one tree: `()` if there are none at all."""
+    if all(type(v) is tuple and not v for v in variables):
+        return ()
+    return packed([child.key for child in children], variables)
+
+
+def split(
+    owner: str, children: Sequence[Child], params: Any, variables: Any
+) -> tuple[list[Any], list[Any]]:
+    """Return the params and variables of each child, and require one entry for each."""
+    keys = [child.key for child in children]
+    each_variables = [()] * len(keys)
+    if variables:
+        each_variables = by_key(owner, "state.variables", variables, keys, ANOTHER_MODEL)
+    return by_key(owner, "params", params, keys, ANOTHER_MODEL), each_variables
+
+
+def by_key(
     owner: str, name: str, container: Any, keys: Sequence[ChildKey], way_out: str = ""
 ) -> list[Any]:
     """Return the entries of a tuple, or of a dict if the keys are names, one for each key."""
@@ -217,87 +396,79 @@ def entries(
             if set(container) == set(keys):
                 return [container[key] for key in keys]
             got = f"the entries {list(container)}"
-            raise ValueError(arguments.message(owner, name, wanted, got, way_out))
+            raise ValueError(message(owner, name, wanted, got, way_out))
     else:
         wanted = f"a tuple with {len(keys)} entries, one for each layer"
         if isinstance(container, tuple | list):
             if len(container) == len(keys):
                 return list(container)
             got = f"{len(container)} entries"
-            raise ValueError(arguments.message(owner, name, wanted, got, way_out))
-    raise TypeError(arguments.message(owner, name, wanted, type(container).__name__, way_out))
+            raise ValueError(message(owner, name, wanted, got, way_out))
+    raise TypeError(message(owner, name, wanted, described(container), way_out))
 
 
-def packed(children: Sequence[Child], values: Sequence[Any]) -> Any:
-    """Return the values as a tuple, or as a dict if the children have names."""
-    if children and isinstance(children[0].key, str):
-        return {child.key: value for child, value in zip(children, values, strict=True)}
+def packed(keys: Sequence[ChildKey], values: Sequence[Any]) -> Any:
+    """Return the values as a tuple, or as a dict if the keys are names."""
+    if keys and isinstance(keys[0], str):
+        return dict(zip(keys, values, strict=True))
     return tuple(values)
 
 
 def _container_type(value: Any) -> type | None:
-    """Return the type of a container; leaves of all kinds stand for each other."""
+    """Return the type of a container, or None for a leaf of any type."""
     if jax.tree_util.all_leaves([value]):
         return None
     return Nothing if type(value) is tuple and not value else type(value)
 
 
+FROM_FILE = (
+    "if they were read from a file, rebuild them with jax.tree.unflatten(jax.tree.structure("
+    "layer.init(rng, x)[0]), jax.tree.leaves(params))"
+)
+
+
 def _require_type(kind: str, name: str, value: Any, wanted: type | None) -> None:
-    """Require the container that `init` made."""
+    """Require the type of container that `init` made."""
     if wanted is Nothing:
         if type(value) is not tuple or value:
-            got = f"{len(value)} entries" if type(value) is tuple else type(value).__name__
-            raise TypeError(arguments.message(kind, name, "()", got, ANOTHER_MODEL))
+            got = f"{len(value)} entries" if type(value) is tuple else described(value)
+            raise TypeError(message(kind, name, "()", got, ANOTHER_MODEL))
     elif wanted is not None and not isinstance(value, wanted):
-        got = type(value).__name__
-        raise TypeError(arguments.message(kind, name, f"a {wanted.__name__}", got, ANOTHER_MODEL))
+        got, way_out = described(value), ANOTHER_MODEL
+        if name == "params" and (isinstance(value, list | Mapping) or type(value) is tuple):
+            way_out = FROM_FILE
+        raise TypeError(message(kind, name, f"a {wanted.__name__}", got, way_out))
 
 
-def require_equal_shapes(owner: str, wanted: Any, got: Any, what: str, way_out: str = "") -> None:
+def require_equal_shapes(
+    owner: str, wanted: Any, got: Any, what: str, way_out: str = "",
+    error: type[Exception] = ValueError,
+) -> None:
     """Require two results with equal structure, shapes and dtypes."""
     pairs = zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=False)
     same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
     if jax.tree.structure(wanted) != jax.tree.structure(got) or not same:
         spelled = [jax.tree.map(_spelled, shape) for shape in (wanted, got)]
-        raise ValueError(arguments.message(owner, what, spelled[0], spelled[1], way_out))
+        raise error(message(owner, what, spelled[0], spelled[1], way_out))
 
 
 def _spelled(shape: jax.ShapeDtypeStruct) -> str:
     return f"{shape.dtype.name}{list(shape.shape)}"
 
 
-def require_layers(owner: str, name: str, layers: Any) -> None:
-    """Require layers, and say what to do with a pair that has no hyperparameters yet."""
-    for layer in layers:
-        require_layer(owner, name, layer)
+def _parts(state: Any) -> tuple[Any, Hashable]:
+    if isinstance(state, State):
+        return state.variables, state.config
+    return state, Foreign
 
 
-def require_named_layers(owner: str, name: str, named: Any) -> None:
-    """Require layers under names other than those of the arguments of `init`."""
-    for child, layer in named.items():
-        require_layer(owner, child, layer)
-        if child in ("rng", "x"):
-            raise ValueError(f"{owner}: expected another name than {child!r}, an argument of init")
-
-
-def require_layer(owner: str, name: str, layer: Any) -> None:
-    """Require a layer."""
-    if not isinstance(layer, Layer):
-        way_out = "call a pair, as mlax.linear(3), or put two functions into mlax.Layer"
-        raise TypeError(arguments.message(owner, name, "a layer", repr(layer), way_out))
-
-
-def place(owner: str, key: ChildKey) -> str:
-    """Return where a child stands: "series[3]", "series > head", or "repeat"."""
-    if key is None:
-        return owner
-    return f"{owner}[{key}]" if isinstance(key, int) else f"{owner} > {key}"
+# Paths in errors.
 
 
 def add_path(error: BaseException, owner: str, key: ChildKey, kind: str) -> None:
-    """Note on `error` where in the model it came from, or complete what is noted already.
+    """Add a note to `error` with its path in the model, or extend the path already noted.
 
-    A child that has a name is called by it, not by its kind: "series > blocks[3] > linear".
+    A child with a name appears under its name, not its kind: "series > blocks[3] > linear".
     """
     notes: list[str] = getattr(error, "__notes__", [])
     for i, note in enumerate(notes):
@@ -319,9 +490,3 @@ def has_path(error: BaseException) -> bool:
 
 class _PathNote(str):
     """A note that holds a path."""
-
-
-def _parts(state: Any) -> tuple[Any, Hashable]:
-    if isinstance(state, State):
-        return state.variables, state.config
-    return state, Foreign

@@ -1,66 +1,125 @@
-"""Layers that are made of others once the shape of the input is known.
+"""Layers that depend on the shape of the input.
 
-`composed` is the decorator of the ready-made blocks: the function below it returns a layer,
-and what comes out is a pair whose params and variables are those of that layer.
+`composed` decorates a function that returns a layer; the result is a pair with the params and
+variables of that layer.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Callable, Hashable
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
-from mlax import arguments
-from mlax.combinators.child import (
-    Child,
-    apply_child,
-    init_child,
-    require_layer,
-)
-from mlax.pair import AxisName, Check, Key, Layer, Pair, State, layer, needs_rng
+import jax
+import numpy as np
+
+from mlax.arguments import AnyLayer, read_layer
+from mlax.combinators import Child, apply_child, init_child
+from mlax.errors import message
+from mlax.layer import AxisName, Key, Layer, State
+from mlax.pair import BoundApply, Pair, config_of, require_equal
 
 H = ParamSpec("H")
 P = TypeVar("P")
+S = TypeVar("S")
+V = TypeVar("V")
+C = TypeVar("C", bound=Hashable)
 X = TypeVar("X")
 Y = TypeVar("Y")
 
 
 class ComposedConfig(NamedTuple):
-    """Configuration of a layer made of others."""
+    """Configuration of a layer that depends on the shape of the input."""
 
     name: str
     """The name of the pair."""
     layer: Child
-    """What is kept of the layer that it made."""
+    """The layer that the function returned."""
+    ndims: tuple[int, ...]
+    """Number of axes of each array in the input of `init`."""
 
 
 def apply(
-    params: Any,
-    state: State[Any, ComposedConfig],
-    x: Any,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
+    params: Any, state: State[Any, ComposedConfig], x: Any, rng: Key | None = None,
+    inference_mode: bool = False, batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[Any, ComposedConfig]]:
-    """Return the output of the layer that was made: see `mlax.Apply`."""
-    name, child = arguments.config_of("composed", state, ComposedConfig)
+    """Return the output of the layer: see `mlax.Apply`."""
+    name, child, _ = state.config
     y, variables = apply_child(
         name, child, params, state.variables, x, rng, inference_mode, batch_axis_name
     )
     return y, State(variables, state.config)
 
 
-def composed(
-    *, checks: Mapping[str, Check] | None = None
-) -> Callable[
-    [Callable[Concatenate[Any, H], Layer[P, Any, X, Y]]],
-    Pair[H, P, State[Any, ComposedConfig], X, Y],
-]:
-    """Return a decorator that makes `block(x, **hparams) -> layer` into a pair.
+class Composed(Pair[H, P, State[V, ComposedConfig], X, Y], Generic[H, P, V, X, Y]):
+    """A pair made by `composed`."""
 
-    `x` has the shapes and dtypes of the input. The layer is initialised with the key of the
-    block itself. It must not need a key in training.
+    def __init__(self, function: Callable[..., AnyLayer], needs_rng: bool) -> None:
+        """Make a pair from a function of x and hyperparameters that returns a layer."""
+        name = function.__name__
+
+        def init(rng: Key, x: Any, /, *args: Any, **kwargs: Any) -> Any:
+            layer = self._layer(x, *args, **kwargs)
+            params, variables, child, _ = init_child(name, None, layer, rng, x)
+            return params, State(variables, ComposedConfig(name, child, _ndims(x)))
+
+        signature = inspect.signature(function)
+        rng = inspect.Parameter("rng", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Key)
+        parameters = [rng, *signature.parameters.values()]
+        for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
+            setattr(init, attribute, getattr(function, attribute))
+        setattr(init, "__wrapped__", function)  # to resolve annotations
+        setattr(init, "__signature__", signature.replace(parameters=parameters))
+        init.__annotations__ = function.__annotations__
+        self._function = function
+        super().__init__(init, apply, ComposedConfig, needs_rng)
+
+    def _layer(self, x: Any, *args: Any, **kwargs: Any) -> AnyLayer:
+        name = self.__name__
+        layer = read_layer(name, "the result", self._function(x, *args, **kwargs))
+        if layer.needs_rng and not self._needs_rng:
+            way_out = "declare the need with @mlax.composed(needs_rng=True)"
+            wanted = "a layer that needs no key"
+            raise ValueError(message(name, "the result", wanted, layer, way_out))
+        return layer
+
+    def adopt(self, bound: BoundApply, state: Any, x: Any) -> Any:
+        """Return the state with the layer for these hyperparameters as its child."""
+        config: ComposedConfig = config_of(self.__name__, state, ComposedConfig)
+        require_equal(self.__name__, "name", self.__name__, config.name)
+        if config.ndims != _ndims(x):
+            return state  # the layer in the state will say what is wrong with x
+        passed = self.bound(bound.hparams)
+        child = config.layer.adopted(self.__name__, self._layer(x, *passed.args, **passed.kwargs))
+        return State(state.variables, config._replace(layer=child))
+
+
+def _ndims(x: Any) -> tuple[int, ...]:
+    return tuple(np.ndim(leaf) for leaf in jax.tree.leaves(x))
+
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, H], Layer[P, State[V, C], X, Y]], /
+    ) -> Composed[H, P, V, X, Y]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, H], Layer[P, S, X, Y]], /
+    ) -> Composed[H, P, Any, X, Y]: ...
+    def __call__(self, function: Any, /) -> Any: ...
+
+
+def composed(*, needs_rng: bool = False) -> _Decorator:
+    """Return a decorator that turns `function(x, **hparams) -> layer` into a pair.
+
+    `x` has the shapes and dtypes of the input. The layer gets the key of the pair itself, in
+    `init` and in `apply`.
 
     Args:
-        checks: as in `mlax.layer`.
+        needs_rng: whether the layer needs a key in training.
+
+    Raises:
+        TypeError: the function does not return a layer.
+        ValueError: the layer needs a key, and `needs_rng` is False.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> @mlax.composed()
@@ -70,28 +129,4 @@ def composed(
     >>> params.kernel.shape
     (2, 6)
     """
-
-    def decorate(
-        block: Callable[Concatenate[Any, H], Layer[P, Any, X, Y]],
-    ) -> Pair[H, P, State[Any, ComposedConfig], X, Y]:
-        def init(
-            rng: Key, x: Any, /, *args: H.args, **kwargs: H.kwargs
-        ) -> tuple[P, State[Any, ComposedConfig]]:
-            made = block(x, *args, **kwargs)
-            require_layer(block.__name__, "what it returns", made)
-            if needs_rng(made.apply):
-                raise ValueError(
-                    f"{block.__name__}: expected a layer that needs no key, got {made}"
-                )
-            params, variables, child = init_child(block.__name__, None, made, rng, x)
-            return params, State(variables, ComposedConfig(block.__name__, child))
-
-        signature = inspect.signature(block)
-        rng = inspect.Parameter("rng", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Key)
-        parameters = [rng, *signature.parameters.values()]
-        setattr(init, "__signature__", signature.replace(parameters=parameters))
-        for name in ("__module__", "__name__", "__qualname__", "__doc__"):
-            setattr(init, name, getattr(block, name))
-        return layer(apply, checks=checks)(init)
-
-    return decorate
+    return lambda function: Composed(function, needs_rng)

@@ -1,48 +1,38 @@
-"""Joining the entries of a tuple or dict into one array: `add` and `concatenate`."""
+"""Joining the entries of a tuple or dict into one array: `add`, `multiply` and `concatenate`."""
 
-from typing import Any, NamedTuple
+import functools
+import operator
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from mlax import arguments
-from mlax.pair import AxisName, Key, State, layer
+from mlax.arguments import Axis, canonical_axes, described
+from mlax.errors import message
+from mlax.layer import Key
+from mlax.pair import stateless
+
+Entries: TypeAlias = tuple[jax.Array, ...] | list[jax.Array] | dict[str, jax.Array]
+"""Arrays to join."""
 
 
 class AddConfig(NamedTuple):
-    """Configuration of `add`: nothing but its name."""
+    """Configuration of `add`: no hyperparameters."""
 
 
-class ConcatenateConfig(NamedTuple):
-    """Configuration of `concatenate`."""
-
-    axis: int
-    """The axis along which the entries follow each other."""
-
-
-def apply_add(
-    params: tuple[()],
-    state: State[tuple[()], AddConfig],
-    x: Any,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[jax.Array, State[tuple[()], AddConfig]]:
-    """Return the sum of the entries: see `mlax.Apply` and `mlax.add`."""
-    arguments.config_of("add", state, AddConfig)
-    entries = _entries("add", x)
-    if len({entry.shape for entry in entries}) != 1:
-        raise ValueError(_unequal("add", "entries of one shape", entries))
-    return sum(entries[1:], start=entries[0]), state
+def apply_add(params: tuple[()], config: AddConfig, x: Entries) -> jax.Array:
+    """Return the sum of the entries: see `mlax.add`."""
+    y: jax.Array = functools.reduce(operator.add, _of_one_shape("add", x))
+    return y
 
 
-@layer(apply_add)
-def add(rng: Key, x: Any) -> tuple[tuple[()], State[tuple[()], AddConfig]]:
-    """The sum of the entries of a tuple of arrays of one shape, or of a dict of them.
+@stateless(apply_add, AddConfig)
+def add(rng: Key, x: Any) -> tuple[()]:
+    """The sum of the entries of a tuple or dict of arrays of one shape.
 
     Raises:
         TypeError: x is not a tuple or dict.
-        ValueError: x is empty, or its entries are not of one shape.
+        ValueError: x is empty, or its entries differ in shape.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> x = (jnp.ones(2), jnp.ones(2))
@@ -50,37 +40,59 @@ def add(rng: Key, x: Any) -> tuple[tuple[()], State[tuple[()], AddConfig]]:
     >>> mlax.add.apply(params, state, x)[0]
     Array([2., 2.], dtype=float32)
     """
-    jax.eval_shape(lambda x: apply_add((), State((), AddConfig()), x)[0], x)
-    return (), State((), AddConfig())
+    _of_one_shape("add", x)
+    return ()
 
 
-def apply_concatenate(
-    params: tuple[()],
-    state: State[tuple[()], ConcatenateConfig],
-    x: Any,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[jax.Array, State[tuple[()], ConcatenateConfig]]:
-    """Return the entries one after the other: see `mlax.Apply` and `mlax.concatenate`."""
-    config = arguments.config_of("concatenate", state, ConcatenateConfig)
-    entries = _entries("concatenate", x)
-    (axis,) = arguments.canonical_axes("concatenate", config.axis, entries[0].ndim)
-    if len({(e.ndim, *e.shape[:axis], *e.shape[axis + 1 :]) for e in entries}) != 1:
-        raise ValueError(_unequal("concatenate", f"one shape but for axis {axis}", entries))
-    return jnp.concatenate(entries, axis), state
+class MultiplyConfig(NamedTuple):
+    """Configuration of `multiply`: no hyperparameters."""
 
 
-@layer(apply_concatenate, checks={"axis": arguments.check_integer})
-def concatenate(
-    rng: Key, x: Any, axis: int = -1
-) -> tuple[tuple[()], State[tuple[()], ConcatenateConfig]]:
-    """The arrays in a tuple one after the other along an axis, or those in a dict by name.
+def apply_multiply(params: tuple[()], config: MultiplyConfig, x: Entries) -> jax.Array:
+    """Return the product of the entries: see `mlax.multiply`."""
+    y: jax.Array = functools.reduce(operator.mul, _of_one_shape("multiply", x))
+    return y
 
-    A dict is joined in the order of its sorted names, since no other order survives jax.
+
+@stateless(apply_multiply, MultiplyConfig)
+def multiply(rng: Key, x: Any) -> tuple[()]:
+    """The product of the entries of a tuple or dict of arrays of one shape.
+
+    Raises:
+        TypeError: x is not a tuple or dict.
+        ValueError: x is empty, or its entries differ in shape.
+
+    >>> import jax, jax.numpy as jnp, mlax
+    >>> gated = mlax.branch(mlax.dense(4), mlax.series(mlax.dense(4), mlax.f(jax.nn.sigmoid)))
+    >>> init, apply = mlax.series(gated, mlax.multiply())
+    >>> params, state = init(jax.random.key(0), jnp.ones(2))
+    >>> apply(params, state, jnp.ones(2))[0].shape
+    (4,)
+    """
+    _of_one_shape("multiply", x)
+    return ()
+
+
+class ConcatenateConfig(NamedTuple):
+    """Configuration of `concatenate`."""
+
+    axis: int
+    """The axis along which the entries are concatenated."""
+
+
+def apply_concatenate(params: tuple[()], config: ConcatenateConfig, x: Entries) -> jax.Array:
+    """Return the concatenated entries: see `mlax.concatenate`."""
+    return jnp.concatenate(_joinable(x, config.axis), config.axis)
+
+
+@stateless(apply_concatenate, ConcatenateConfig)
+def concatenate(rng: Key, x: Any, axis: Axis = -1) -> tuple[()]:
+    """The entries of a tuple or dict of arrays, concatenated along an axis.
+
+    The entries of a dict are taken in the order of their sorted names, since jax keeps no other.
 
     Args:
-        axis: the axis along which they are put together.
+        axis: the axis along which the entries are concatenated.
 
     Raises:
         TypeError: x is not a tuple or dict.
@@ -95,23 +107,38 @@ def concatenate(
     >>> apply(params, state, x)[0]
     Array([1., 1., 0.], dtype=float32)
     """
-    state = State((), ConcatenateConfig(axis))
-    jax.eval_shape(lambda x: apply_concatenate((), state, x)[0], x)
-    return (), state
+    _joinable(x, axis)
+    return ()
 
 
-def _entries(owner: str, x: Any) -> list[jax.Array]:
+def _entries(owner: str, x: Any) -> list[Any]:
     wanted = "a tuple or dict of arrays"
     if not isinstance(x, tuple | list | dict):
-        raise TypeError(arguments.message(owner, "x", wanted, type(x).__name__))
+        raise TypeError(message(owner, "x", wanted, described(x)))
     entries = [x[name] for name in sorted(x)] if isinstance(x, dict) else list(x)
     for entry in entries:
         if not hasattr(entry, "shape"):
-            raise TypeError(arguments.message(owner, "x", wanted, f"one of {type(entry).__name__}"))
+            raise TypeError(message(owner, "x", wanted, f"{described(entry)} among them"))
     if not entries:
-        raise ValueError(arguments.message(owner, "x", "at least one array", "none"))
+        raise ValueError(message(owner, "x", "at least one array", "none"))
     return entries
 
 
-def _unequal(owner: str, wanted: str, entries: list[jax.Array]) -> str:
-    return arguments.message(owner, "x", wanted, f"shapes {[entry.shape for entry in entries]}")
+def _of_one_shape(owner: str, x: Any) -> list[Any]:
+    entries = _entries(owner, x)
+    if len({entry.shape for entry in entries}) != 1:
+        raise ValueError(_unequal(owner, "entries of one shape", entries))
+    return entries
+
+
+def _joinable(x: Any, axis: int) -> list[Any]:
+    entries = _entries("concatenate", x)
+    (along,) = canonical_axes("concatenate", axis, len(entries[0].shape))
+    others = {(len(e.shape), *e.shape[:along], *e.shape[along + 1 :]) for e in entries}
+    if len(others) != 1:
+        raise ValueError(_unequal("concatenate", f"one shape except along axis {along}", entries))
+    return entries
+
+
+def _unequal(owner: str, wanted: str, entries: list[Any]) -> str:
+    return message(owner, "x", wanted, f"shapes {[entry.shape for entry in entries]}")

@@ -3,26 +3,24 @@
 params and variables are those of the cell.
 """
 
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Hashable
+from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlax import arguments
-from mlax.combinators.child import (
-    AnyLayer,
-    Child,
-    any_needs_rng,
-    apply_child,
-    init_child,
-    init_keys,
-    require_layer,
-    shapes,
+from mlax.arguments import AnyLayer, Size, leading_length, require_pair
+from mlax.combinators import (
+    Call, Child, Made, Transform, init_only_child, rejoined, require_equal_shapes, separated,
+    shapes, stacked, transform,
 )
-from mlax.pair import AxisName, Key, Layer, PairBase, State
+from mlax.layer import Key, Layer, State
 
 P = TypeVar("P")
+S = TypeVar("S")
+V = TypeVar("V")
+C = TypeVar("C", bound=Hashable)
 X = TypeVar("X")
 Y = TypeVar("Y")
 H = TypeVar("H")
@@ -32,82 +30,77 @@ class RecurrentConfig(NamedTuple):
     """Configuration of `recurrent`."""
 
     cell: Child
-    """What is kept of the cell."""
+    """The cell."""
     reverse: bool
     """Whether the last step is run first."""
     unroll: int
-    """How many steps are written out in one iteration of the loop."""
+    """Number of steps per iteration of the loop."""
 
 
-class Recurrent(PairBase[Any, State[Any, RecurrentConfig], tuple[Any, Any], tuple[Any, Any]]):
-    """The type of `recurrent`: what is known of the cell is known of the loop."""
+class Recurrent(Transform[Any, State[Any, RecurrentConfig], tuple[Any, Any], tuple[Any, Any]]):
+    """The type of `recurrent`: the loop has the params and variables types of the cell."""
 
+    @overload
     def __call__(
-        self,
-        cell: Layer[P, Any, tuple[X, H], tuple[Y, H]],
-        reverse: bool = False,
+        self, cell: Layer[P, State[V, C], tuple[X, H], tuple[Y, H]], reverse: bool = False,
         unroll: int = 1,
-    ) -> Layer[P, State[Any, RecurrentConfig], tuple[X, H], tuple[Y, H]]:
+    ) -> Layer[P, State[V, RecurrentConfig], tuple[X, H], tuple[Y, H]]: ...
+    @overload
+    def __call__(
+        self, cell: Layer[P, S, tuple[X, H], tuple[Y, H]], reverse: bool = False, unroll: int = 1
+    ) -> Layer[P, State[Any, RecurrentConfig], tuple[X, H], tuple[Y, H]]: ...
+    def __call__(self, cell: AnyLayer, reverse: bool = False, unroll: int = 1) -> AnyLayer:
         """Return the cell run over time."""
         return self.bind(cell, reverse, unroll)
 
 
 def apply(
-    params: Any,
-    state: State[Any, RecurrentConfig],
-    x: tuple[Any, Any],
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[tuple[Any, Any], State[Any, RecurrentConfig]]:
-    """Return the outputs of all steps and the last carry: see `mlax.Apply` and `mlax.recurrent`."""
-    cell, reverse, unroll = arguments.config_of("recurrent", state, RecurrentConfig)
-    xs, h = _pair("x", "(xs, h)", x)
-    length = arguments.leading_length("recurrent", "xs", xs, "time")
-    use_key = rng is not None and cell.needs_rng
+    call: Call, config: RecurrentConfig, params: Any, variables: Any, x: tuple[Any, Any]
+) -> tuple[tuple[Any, Any], Any]:
+    """Return the outputs of all steps and the last carry: see `mlax.recurrent`."""
+    cell, reverse, unroll = config
+    xs, h = require_pair("recurrent", "x", x, "(xs, h)")
+    length = leading_length("recurrent", "xs", xs, "time")
+    rng = call.rng if cell.needs_rng else None
     steps = jnp.arange(length)
-    indices = (steps[::-1] if reverse else steps) if use_key else None
+    indices = None if rng is None else steps[::-1] if reverse else steps
 
     def step(carry: tuple[Any, Any], inputs: tuple[Any, Any]) -> tuple[tuple[Any, Any], Any]:
         h, variables = carry
         x, index = inputs
-        key = None if rng is None or index is None else jax.random.fold_in(rng, index)
-        result, variables = apply_child(
-            "recurrent", cell, params, variables, (x, h), key, inference_mode, batch_axis_name
-        )
-        y, h = _pair("the output of the cell", "(y, h)", result)
-        return (h, variables), y
+        key = None if rng is None else jax.random.fold_in(rng, index)
+        result, after = call(cell, params, variables, (x, h), key)
+        after, values = separated(after, variables)
+        y, h = require_pair("recurrent", "the output of the cell", result, "(y, h)")
+        return (h, after), (y, values)
 
-    (h, variables), ys = lax.scan(
-        step, (h, state.variables), (xs, indices), length, reverse, unroll
+    (h, variables), (ys, values) = lax.scan(
+        step, (h, variables), (xs, indices), length, reverse, unroll
     )
-    return (ys, h), State(variables, state.config)
+    return (ys, h), rejoined(variables, values)
 
 
-@Recurrent.of(
-    apply,
-    needs_rng=lambda cell, *_, **__: any_needs_rng(cell),
-    checks={"cell": require_layer, "reverse": arguments.check_bool, "unroll": arguments.check_size},
-)
+@transform(apply, RecurrentConfig, Recurrent)
 def recurrent(
-    rng: Key, x: tuple[Any, Any], cell: AnyLayer, reverse: bool = False, unroll: int = 1
-) -> tuple[Any, State[Any, RecurrentConfig]]:
+    rng: Key, x: tuple[Any, Any], cell: AnyLayer, reverse: bool = False, unroll: Size = 1
+) -> Made:
     """A cell run over time by `jax.lax.scan`: (xs, h) -> (ys, h).
 
     The cell maps (x, h) to (y, h). `xs` and `ys` are pytrees with a leading time axis, h is
-    the carry, a pytree that keeps its shapes and dtypes. The parameters are shared by all
-    steps; the variables of the cell go from step to step. If the cell needs a key, the step
-    that is run as number i, counted in running order, gets fold_in(rng, i).
+    the carry, a pytree that keeps its shapes and dtypes. All steps share the parameters; the
+    variables of the cell are passed from step to step. If the cell needs a key, the i-th step
+    to run gets fold_in(rng, i).
 
     Args:
         cell: layer from (x, h) to (y, h).
-        reverse: run from the last step to the first; outputs keep the index of their input.
-        unroll: number of steps in one iteration of the loop, as in `jax.lax.scan`.
+        reverse: run from the last step to the first; outputs keep the time index of their input.
+        unroll: number of steps per iteration of the loop, as in `jax.lax.scan`.
 
     Raises:
-        TypeError: an argument is of the wrong type, or the carry changes its dtypes.
+        TypeError: an argument is of the wrong type, or the carry changes its
+            shapes or dtypes.
         ValueError: the leaves of `xs` have no common leading axis, or `unroll` is not positive.
-        Exception: whatever the cell raises, with a note of its path.
+        Exception: whatever the cell raises, with a note that gives its path.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> cell = mlax.f(lambda xh: (xh[0] + xh[1], xh[0] + xh[1]))
@@ -118,16 +111,11 @@ def recurrent(
     >>> ys
     Array([0., 1., 3., 6.], dtype=float32)
     """
-    xs, h = shapes(_pair("x", "(xs, h)", x))
-    arguments.leading_length("recurrent", "xs", xs, "time")
+    xs, h = shapes(require_pair("recurrent", "x", x, "(xs, h)"))
+    length = leading_length("recurrent", "xs", xs, "time")
     first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
-    (key,) = init_keys(rng, 1)
-    params, variables, child = init_child("recurrent", None, cell, key, (first, h))
-    return params, State(variables, RecurrentConfig(child, reverse, unroll))
-
-
-def _pair(name: str, spelled: str, value: Any) -> tuple[Any, Any]:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        got = f"{len(value)} entries" if isinstance(value, tuple | list) else type(value).__name__
-        raise TypeError(arguments.message("recurrent", name, f"a pair {spelled}", got))
-    return value[0], value[1]
+    made = init_only_child("recurrent", cell, rng, (first, h))
+    spelled = "the output of the cell"
+    y, carry = require_pair("recurrent", spelled, made.output(), "(y, h)")
+    require_equal_shapes("recurrent", h, carry, "the next carry", error=TypeError)
+    return made._replace(output=lambda: (stacked(y, length), h))

@@ -1,96 +1,43 @@
-"""A layer with a way around it: y = shortcut(x) + layer(x)."""
+"""A layer with a shortcut around it: y = shortcut(x) + layer(x)."""
 
-from __future__ import annotations  # the states are typed for checkers only
-
-from typing import Any, TypeVar, overload
+from typing import Annotated, Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
-from mlax.combinators.child import (
-    AnyLayer,
-    ChildrenState,
-    any_needs_rng,
-    apply_child,
-    apply_keys,
-    collected,
-    init_child,
-    init_keys,
-    joined_state,
-    output_shape,
-    require_equal_shapes,
-    require_layer,
-    shapes,
-    split,
-)
-from mlax.combinators.types import P1, P2, S1, S2, TupleState
-from mlax.pair import AxisName, Key, Layer, PairBase
-
-X = TypeVar("X")
-Y = TypeVar("Y")
+from mlax.arguments import Rule, described, read_integer
+from mlax.combinators import Sublayer, combinator, require_equal_shapes, shapes
+from mlax.combinators.types import Residual
+from mlax.errors import message
 
 
-class Residual(PairBase[Any, ChildrenState, Any, Any]):
-    """The type of `residual`."""
-
-    @overload
-    def __call__(
-        self, layer: Layer[P1, S1, X, X], shortcut: None = None
-    ) -> Layer[tuple[P1], TupleState[tuple[S1]], X, X]: ...
-    @overload
-    def __call__(
-        self, layer: Layer[P1, S1, X, Y], shortcut: Layer[P2, S2, X, Y]
-    ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], X, Y]: ...
-    def __call__(self, layer: AnyLayer, shortcut: AnyLayer | None = None) -> AnyLayer:
-        """Return the layer with a way around it."""
-        return self.bind(layer, shortcut)
+def _read_entry(owner: str, name: str, value: Any) -> int | str:
+    return value if isinstance(value, str) else read_integer(owner, name, value)
 
 
-def apply(
-    params: Any,
-    state: ChildrenState,
-    x: Any,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[Any, ChildrenState]:
-    """Return shortcut(x) + layer(x): see `mlax.Apply` and `mlax.residual`."""
-    children = split("residual", params, state)
-    keys = apply_keys(rng, [child.needs_rng for child, _, _ in children])
-    outputs, variables = [], []
-    for (child, p, v), key in zip(children, keys, strict=True):
-        y, v = apply_child("residual", child, p, v, x, key, inference_mode, batch_axis_name)
-        outputs.append(y)
-        variables.append(v)
-    around = x if len(outputs) == 1 else outputs[1]
-    _require_like(shapes(around), shapes(outputs[0]))
-    y = jax.tree.map(jax.numpy.add, around, outputs[0])
-    return y, joined_state(state.config, variables)
+Entry: TypeAlias = Annotated[int | str, Rule(_read_entry)]
+"""The index or name of an entry."""
 
 
-def _require_shortcut(owner: str, name: str, layer: Any) -> None:
-    if layer is not None:
-        require_layer(owner, name, layer)
-
-
-@Residual.of(
-    apply,
-    needs_rng=lambda layer, shortcut=None: any_needs_rng(layer, *([shortcut] if shortcut else [])),
-    checks={"layer": require_layer, "shortcut": _require_shortcut},
-)
+@combinator(kind=Residual, numbered=True, routes=True)
 def residual(
-    rng: Key, x: Any, layer: AnyLayer, shortcut: AnyLayer | None = None
-) -> tuple[Any, ChildrenState]:
+    x: Any, /, layer: Sublayer, shortcut: Sublayer | None = None, *, at: Entry | None = None
+) -> Any:
     """A residual connection: y = x + layer(x), or y = shortcut(x) + layer(x).
 
-    params and variables are tuples, with one entry for the layer and one for the shortcut
-    if there is one. Keys are given out as by `mlax.series`.
+    params and variables are tuples with an entry for the layer and one for the shortcut, if
+    there is one. The two get their keys by the rule of `mlax.series`.
 
     Args:
-        layer: any layer.
-        shortcut: a layer with outputs like those of `layer`, where x itself does not fit.
+        layer: a layer from an array to an array, or, with `at`, from a pytree to one like it.
+        shortcut: a layer whose output has the shape and dtype of the output of `layer`, for when x
+            itself doesn't.
+        at: index or name of the entry of x and layer(x) to add. The other entries of y are
+            those of layer(x).
 
     Raises:
-        ValueError: the two results are not of equal shapes and dtypes.
+        TypeError: x is not an array and `at` is None, or has no entry `at`.
+        ValueError: the arrays that are added differ in shape or dtype.
 
     Source: He et al., "Deep residual learning for image recognition", 2016.
 
@@ -101,18 +48,36 @@ def residual(
     >>> y
     Array([0., 0., 0.], dtype=float32)
     """
-    layers = [layer] if shortcut is None else [layer, shortcut]
-    x = shapes(x)
-    children = [
-        init_child("residual", i, child, key, x)
-        for i, (child, key) in enumerate(zip(layers, init_keys(rng, len(layers)), strict=True))
-    ]
-    outputs = [output_shape("residual", child, p, v, x, rng) for p, v, child in children]
-    around = x if shortcut is None else outputs[1]
-    _require_like(around, outputs[0])
-    return collected(children)
+    y = layer(x)
+    around = x if shortcut is None else shortcut(x)
+    if at is None:
+        return _sum(around, y)
+    total = _sum(_entry(around, at), _entry(y, at))
+    if isinstance(y, dict):
+        return {**y, at: total}
+    replaced = list(y)
+    replaced[int(at)] = total
+    return type(y)(*replaced) if hasattr(y, "_fields") else type(y)(replaced)
 
 
-def _require_like(around: Any, output: Any) -> None:
-    way_out = "give residual(layer, shortcut) a shortcut whose output is like that of the layer"
-    require_equal_shapes("residual", around, output, "the output of the layer", way_out)
+def _sum(around: Any, y: Any) -> Any:
+    """Return the sum of two arrays, or the shape of the sum of two shapes."""
+    for value in (around, y):
+        if not hasattr(value, "shape"):
+            way_out = "choose the entry to add to with residual(layer, at=0)"
+            raise TypeError(message("residual", "x", "an array", described(value), way_out))
+    way_out = "pass residual(layer, shortcut) a shortcut with an output like that of the layer"
+    require_equal_shapes("residual", shapes(around), shapes(y), "the output of the layer", way_out)
+    if isinstance(y, jax.ShapeDtypeStruct):
+        return jax.eval_shape(jnp.add, around, y)
+    return jnp.add(around, y)
+
+
+def _entry(value: Any, at: int | str) -> Any:
+    """Return the entry `at` of a tuple, list or dict."""
+    if isinstance(value, tuple | list) and isinstance(at, int) and -len(value) <= at < len(value):
+        return value[at]
+    if isinstance(value, dict) and at in value:
+        return value[at]
+    wanted = f"a tuple, list or dict with the entry {at!r}"
+    raise TypeError(message("residual", "x", wanted, described(value)))

@@ -1,97 +1,98 @@
 """One of several layers, chosen by the input: y = layers[index_fn(x)](x)."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlax import arguments
-from mlax.combinators.child import (
-    AnyLayer,
-    Child,
-    any_needs_rng,
-    apply_child,
-    apply_keys,
-    collected,
-    init_child,
-    init_keys,
-    joined_state,
-    output_shape,
-    require_equal_shapes,
-    require_layers,
-    shapes,
-    split,
+from mlax.arguments import AnyLayer
+from mlax.combinators import (
+    Call, Child, Made, Transform, apply_keys, collected, init_child, init_keys, joined,
+    require_equal_shapes, separated, shapes, split, transform,
 )
-from mlax.equality import by_parts
-from mlax.pair import AxisName, Key, State, layer
+from mlax.errors import message
+from mlax.layer import Apply, Key, Layer, State
+from mlax.pair import HParams
+
+X = TypeVar("X")
+X_contra = TypeVar("X_contra", contravariant=True)
+Y = TypeVar("Y")
 
 IndexFn = Callable[[Any], jax.Array]
 
 
-@by_parts
 class SwitchConfig(NamedTuple):
     """Configuration of `switch`."""
 
     index_fn: IndexFn
-    """Which layer an input goes to."""
+    """Function of x that chooses the layer."""
     layers: tuple[Child, ...]
-    """What is kept of the layers."""
+    """The layers."""
 
 
-def apply(
-    params: Any,
-    state: State[Any, SwitchConfig],
-    x: Any,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[Any, State[Any, SwitchConfig]]:
-    """Return the output of the chosen layer: see `mlax.Apply` and `mlax.switch`."""
-    index_fn, layers = arguments.config_of("switch", state, SwitchConfig)
-    children = split("switch", params, State(state.variables, layers))
-    keys = apply_keys(rng, [child.needs_rng for child in layers])
+class Branch(Protocol[X_contra, Y]):
+    """A layer whose output has exactly the type Y: a checker may not widen it."""
+
+    @property
+    def apply(self) -> Apply[Any, Any, X_contra, Y]:
+        """The function of the layer."""
+        ...
+
+    def _takes(self, y: Y, /) -> None: ...
+
+
+class Switch(Transform[Any, State[Any, SwitchConfig], Any, Any]):
+    """The type of `switch`: all layers have the same input and output."""
+
+    def __call__(
+        self, index_fn: IndexFn, /, *layers: Branch[X, Y]
+    ) -> Layer[tuple[Any, ...], State[Any, SwitchConfig], X, Y]:
+        """Return the layer that runs one of `layers`."""
+        return self.bind(index_fn, *layers)
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HParams:
+        """Return the hyperparameters, which must include at least one layer."""
+        hparams = super().read(args, kwargs)
+        if not dict(hparams).get("layers"):
+            raise ValueError(message("switch", "layers", "at least one layer", "none"))
+        return hparams
+
+
+def apply(call: Call, config: SwitchConfig, params: Any, variables: Any, x: Any) -> tuple[Any, Any]:
+    """Return the output of the chosen layer: see `mlax.switch`."""
+    index_fn, children = config
+    each_params, each_variables = split("switch", children, params, variables)
+    keys = apply_keys(call.rng, [child.needs_rng for child in children])
 
     def branch(i: int) -> Callable[[Any], tuple[Any, list[Any]]]:
         def run(x: Any) -> tuple[Any, list[Any]]:
-            child, p, v = children[i]
-            y, v = apply_child("switch", child, p, v, x, keys[i], inference_mode, batch_axis_name)
-            return y, [v if i == j else other for j, (_, _, other) in enumerate(children)]
+            y, after = call(children[i], each_params[i], each_variables[i], x, keys[i])
+            after, _ = separated(after, each_variables[i])
+            return y, [after if i == j else other for j, other in enumerate(each_variables)]
 
         return run
 
-    y, variables = lax.switch(index_fn(x), [branch(i) for i in range(len(children))], x)
-    return y, State(joined_state(layers, variables).variables, state.config)
+    y, after = lax.switch(index_fn(x), [branch(i) for i in range(len(children))], x)
+    return y, joined(children, after)
 
 
-def _require_some_layers(owner: str, name: str, layers: Any) -> None:
-    require_layers(owner, name, layers)
-    if not layers:
-        raise ValueError(arguments.message(owner, name, "at least one layer", "none"))
-
-
-@layer(
-    apply,
-    needs_rng=lambda index_fn, *layers: any_needs_rng(*layers),
-    checks={"index_fn": arguments.check_callable, "layers": _require_some_layers},
-)
-def switch(
-    rng: Key, x: Any, index_fn: IndexFn, *layers: AnyLayer
-) -> tuple[Any, State[Any, SwitchConfig]]:
+@transform(apply, SwitchConfig, Switch)
+def switch(rng: Key, x: Any, index_fn: IndexFn, /, *layers: AnyLayer) -> Made:
     """One of several layers, chosen by the input, by `jax.lax.switch`.
 
     Only the chosen layer runs, and only its variables change; under `jax.vmap` all run and
-    one result is selected. params and variables are tuples. Keys are given out as by
-    `mlax.series`.
+    one result is selected. params and variables are tuples. The layers get their keys by the
+    rule of `mlax.series`.
 
     Args:
-        index_fn: function of x to an integer scalar, the place of the layer. One outside the
-            layers is clamped, as `jax.lax.switch` does.
+        index_fn: function from x to an integer scalar, the index of the layer. An index out of
+            range is clamped, as in `jax.lax.switch`.
         layers: at least one, with outputs of equal shapes and dtypes.
 
     Raises:
-        ValueError: there is no layer, or the outputs differ.
+        ValueError: there is no layer, or the outputs differ in shape or dtype.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> sign = lambda x: (x.sum() > 0).astype(int)
@@ -105,15 +106,13 @@ def switch(
     if index.shape or not jnp.issubdtype(index.dtype, jnp.integer):
         got = f"{index.dtype.name}{list(index.shape)}"
         what = "the result of index_fn"
-        way_out = "the place of a layer, as of jnp.argmax or x.astype(int)"
-        raise TypeError(arguments.message("switch", what, "an integer scalar", got, way_out))
-    keys = init_keys(rng, len(layers))
-    children = [
+        way_out = "return the index of a layer, for example with jnp.argmax"
+        raise TypeError(message("switch", what, "an integer scalar", got, way_out))
+    made = [
         init_child("switch", i, child, key, x)
-        for i, (child, key) in enumerate(zip(layers, keys, strict=True))
+        for i, (child, key) in enumerate(zip(layers, init_keys(rng, len(layers)), strict=True))
     ]
-    outputs = [output_shape("switch", child, p, v, x, rng) for p, v, child in children]
+    outputs = [one.output() for one in made]
     for i, output in enumerate(outputs):
         require_equal_shapes("switch", outputs[0], output, f"the output of layer {i}")
-    params, state = collected(children)
-    return params, State(state.variables, SwitchConfig(index_fn, state.config))
+    return collected(made)._replace(output=lambda: outputs[0])

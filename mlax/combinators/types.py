@@ -1,25 +1,34 @@
-"""What a type checker knows of a composition of several layers.
+"""What a type checker knows about a composition of several layers.
 
-`series`, `parallel` and `branch` have an overload for each number of layers up to eight, in
-which layer i has params `P{i}` and state `S{i}`, and one for more, in which it is `L{i}`: if
-a list of layers fits several overloads, mypy takes the first only if each of them says of the
-list, solved for its variables, the same.
+The types of `series`, `parallel`, `branch` and `residual`. The first three have an overload for
+each number of layers up to eight, in which layer i has params `P{i}` and state `S{i}`, and one for
+more layers, in which layer i is `L{i}`: if a list of layers matches several overloads, mypy picks
+the first only if all of them, once solved, give the list the same type.
 
-The variables of the layers are a tuple with an entry for each: the variables of its `State`,
-or all of its state if that is no `State`. No type says so for a tuple of any states. Therefore
-`Variables` is a class for checkers, with a rule for each place; at run time it is `tuple`.
+The params of named layers are a dict[str, Any]; their x and y are known if all layers agree on the
+types.
+
+The variables of a composition are a tuple with one entry for each layer: the variables of its
+`State`, or its whole state if that is not a `State`. No type expresses this for arbitrary states,
+so `Variables` is a class for type checkers with a rule for each index; at run time it is `tuple`.
 """
 
-from __future__ import annotations  # the types below exist for checkers only
+# L1 to L10 are used once each, for the reason above:
+# pyright: reportInvalidTypeVarUse=false
+
+from __future__ import annotations  # the types below exist only for type checkers
 
 from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsIndex, TypeAlias, TypeVar, overload
 
-from mlax.combinators.child import AnyLayer, Child
-from mlax.pair import Layer, State
+from mlax.arguments import AnyLayer
+from mlax.combinators.wiring import Wired, WiredConfig
+from mlax.layer import Layer, State
 
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 V = TypeVar("V")
+X = TypeVar("X")
+Y = TypeVar("Y")
 P1 = TypeVar("P1")
 P2 = TypeVar("P2")
 P3 = TypeVar("P3")
@@ -36,6 +45,23 @@ S5 = TypeVar("S5")
 S6 = TypeVar("S6")
 S7 = TypeVar("S7")
 S8 = TypeVar("S8")
+X1 = TypeVar("X1")
+X2 = TypeVar("X2")
+X3 = TypeVar("X3")
+X4 = TypeVar("X4")
+X5 = TypeVar("X5")
+X6 = TypeVar("X6")
+X7 = TypeVar("X7")
+X8 = TypeVar("X8")
+X9 = TypeVar("X9")
+Y1 = TypeVar("Y1")
+Y2 = TypeVar("Y2")
+Y3 = TypeVar("Y3")
+Y4 = TypeVar("Y4")
+Y5 = TypeVar("Y5")
+Y6 = TypeVar("Y6")
+Y7 = TypeVar("Y7")
+Y8 = TypeVar("Y8")
 L1 = TypeVar("L1", bound=AnyLayer)
 L2 = TypeVar("L2", bound=AnyLayer)
 L3 = TypeVar("L3", bound=AnyLayer)
@@ -52,57 +78,50 @@ if TYPE_CHECKING:
     class Variables(tuple[Any, ...], Generic[S_co]):
         """The variables of layers whose states are the entries of the tuple type `S_co`.
 
-        One rule for each of eight places; where no layer has variables, they are `()`.
+        There is a rule for each of eight indices; if no layer has variables, it is `()`.
         """
 
+        # fmt: off
         @overload
         def __getitem__(
             self: Variables[tuple[State[V, Any], *tuple[Any, ...]]], index: Literal[0], /
         ) -> V: ...
         @overload
         def __getitem__(
-            self: Variables[tuple[Any, State[V, Any], *tuple[Any, ...]]],
-            index: Literal[1],
-            /,
+            self: Variables[tuple[Any, State[V, Any], *tuple[Any, ...]]], index: Literal[1], /
         ) -> V: ...
         @overload
         def __getitem__(
-            self: Variables[tuple[Any, Any, State[V, Any], *tuple[Any, ...]]],
-            index: Literal[2],
-            /,
+            self: Variables[tuple[Any, Any, State[V, Any], *tuple[Any, ...]]], index: Literal[2], /
         ) -> V: ...
         @overload
         def __getitem__(
             self: Variables[tuple[Any, Any, Any, State[V, Any], *tuple[Any, ...]]],
-            index: Literal[3],
-            /,
+            index: Literal[3], /
         ) -> V: ...
         @overload
         def __getitem__(
             self: Variables[tuple[Any, Any, Any, Any, State[V, Any], *tuple[Any, ...]]],
-            index: Literal[4],
-            /,
+            index: Literal[4], /
         ) -> V: ...
         @overload
         def __getitem__(
             self: Variables[tuple[Any, Any, Any, Any, Any, State[V, Any], *tuple[Any, ...]]],
-            index: Literal[5],
-            /,
+            index: Literal[5], /
         ) -> V: ...
         @overload
         def __getitem__(
             self: Variables[tuple[Any, Any, Any, Any, Any, Any, State[V, Any], *tuple[Any, ...]]],
-            index: Literal[6],
-            /,
+            index: Literal[6], /
         ) -> V: ...
         @overload
         def __getitem__(
             self: Variables[
                 tuple[Any, Any, Any, Any, Any, Any, Any, State[V, Any], *tuple[Any, ...]]
             ],
-            index: Literal[7],
-            /,
+            index: Literal[7], /
         ) -> V: ...
+        # fmt: on
         @overload
         def __getitem__(self, index: SupportsIndex, /) -> Any: ...
         @overload
@@ -110,25 +129,306 @@ if TYPE_CHECKING:
         def __getitem__(  # pyright: ignore[reportIncompatibleMethodOverride]  # mypy agrees
             self, index: SupportsIndex | slice[Any, Any, Any], /
         ) -> Any:
-            """Return the variables of the layer at that place, typed if its state is a `State`."""
+            """Return the variables of the layer at this index, typed if its state is a `State`."""
 
 else:
     Variables = tuple
 
-TupleState: TypeAlias = State[Variables[S], tuple[Child, ...]]
-"""The state of layers without names, whose own states are the entries of the tuple type S."""
+TupleState: TypeAlias = State[Variables[S], WiredConfig]
+"""The state of unnamed layers, whose own states are the entries of the tuple type S."""
+
+DictState: TypeAlias = State[dict[str, Any], WiredConfig]
+"""The state of named layers."""
 
 if TYPE_CHECKING:
 
     class ManyLayers(Layer[Any, TupleState[Any], Any, Any]):
-        """A composition of more than eight layers, or of a list of them.
+        """A composition of more than eight layers, or of a list of layers.
 
-        It is a class of its own because of mypy: where layers hold an Any, all overloads fit a
-        list of them, and mypy makes a class without type arguments of results that differ in
-        these alone, which is no tuple any more. Of different classes it makes Any.
+        It is a separate class because of mypy: if layers hold an Any, all overloads match a list
+        of them. If their results differ only in type arguments, mypy joins them to a class without
+        any, which is no longer a tuple; if they are different classes, it infers Any.
         """
 
-        __slots__ = ()
+    # If a layer holds an Any, mypy picks the first matching overload only if all of them have the
+    # same result, as `Layer[Any, Any, X, Y]` does. It accepts any layers (for several types, X is
+    # Never and Y is object) where pyright does not.
+    MYPY = False
 
 else:
     ManyLayers = Layer
+
+
+class Series(Wired[Any, State[Any, WiredConfig], Any, Any]):
+    """The type of `series`."""
+
+    if TYPE_CHECKING:
+        # fmt: off
+        @overload
+        def __call__(self, /) -> Layer[Any, State[Any, WiredConfig], Any, Any]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, X2], /,
+        ) -> Layer[tuple[P1], TupleState[tuple[S1]], X1, X2]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, X2], l2: Layer[P2, S2, X2, X3], /,
+        ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], X1, X3]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, X2], l2: Layer[P2, S2, X2, X3],
+            l3: Layer[P3, S3, X3, X4], /,
+        ) -> Layer[tuple[P1, P2, P3], TupleState[tuple[S1, S2, S3]], X1, X4]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, X2], l2: Layer[P2, S2, X2, X3], l3: Layer[P3, S3, X3, X4],
+            l4: Layer[P4, S4, X4, X5], /,
+        ) -> Layer[tuple[P1, P2, P3, P4], TupleState[tuple[S1, S2, S3, S4]], X1, X5]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, X2], l2: Layer[P2, S2, X2, X3], l3: Layer[P3, S3, X3, X4],
+            l4: Layer[P4, S4, X4, X5], l5: Layer[P5, S5, X5, X6], /,
+        ) -> Layer[tuple[P1, P2, P3, P4, P5], TupleState[tuple[S1, S2, S3, S4, S5]], X1, X6]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, X2], l2: Layer[P2, S2, X2, X3], l3: Layer[P3, S3, X3, X4],
+            l4: Layer[P4, S4, X4, X5], l5: Layer[P5, S5, X5, X6], l6: Layer[P6, S6, X6, X7], /,
+        ) -> Layer[
+            tuple[P1, P2, P3, P4, P5, P6], TupleState[tuple[S1, S2, S3, S4, S5, S6]], X1, X7,
+        ]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, X2], l2: Layer[P2, S2, X2, X3], l3: Layer[P3, S3, X3, X4],
+            l4: Layer[P4, S4, X4, X5], l5: Layer[P5, S5, X5, X6], l6: Layer[P6, S6, X6, X7],
+            l7: Layer[P7, S7, X7, X8], /,
+        ) -> Layer[
+            tuple[P1, P2, P3, P4, P5, P6, P7], TupleState[tuple[S1, S2, S3, S4, S5, S6, S7]],
+            X1, X8,
+        ]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, X2], l2: Layer[P2, S2, X2, X3], l3: Layer[P3, S3, X3, X4],
+            l4: Layer[P4, S4, X4, X5], l5: Layer[P5, S5, X5, X6], l6: Layer[P6, S6, X6, X7],
+            l7: Layer[P7, S7, X7, X8], l8: Layer[P8, S8, X8, X9], /,
+        ) -> Layer[
+            tuple[P1, P2, P3, P4, P5, P6, P7, P8],
+            TupleState[tuple[S1, S2, S3, S4, S5, S6, S7, S8]], X1, X9,
+        ]: ...
+        @overload
+        def __call__(
+            self, l1: L1, l2: L2, l3: L3, l4: L4, l5: L5, l6: L6, l7: L7, l8: L8, l9: L9, /,
+            *layers: L10,
+        ) -> ManyLayers: ...
+        @overload
+        def __call__(
+            self, /, **named: Layer[Any, Any, X, X]
+        ) -> Layer[dict[str, Any], DictState, X, X]: ...
+        @overload
+        def __call__(
+            self, /, **named: Layer[Any, Any, X, Y]
+        ) -> Layer[dict[str, Any], DictState, Any, Any]: ...
+        if not MYPY:
+            @overload
+            def __call__(
+                self, /, **named: AnyLayer
+            ) -> Layer[dict[str, Any], DictState, Any, Any]: ...
+        # fmt: on
+
+    def __call__(self, /, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
+        """Return the layers in series."""
+        return self.bind(*layers, **named)
+
+
+class Parallel(Wired[Any, State[Any, WiredConfig], Any, Any]):
+    """The type of `parallel`."""
+
+    if TYPE_CHECKING:
+        # fmt: off
+        @overload
+        def __call__(self, /) -> Layer[Any, State[Any, WiredConfig], Any, Any]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, Y1], /,
+        ) -> Layer[tuple[P1], TupleState[tuple[S1]], tuple[X1], tuple[Y1]]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, Y1], l2: Layer[P2, S2, X2, Y2], /,
+        ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], tuple[X1, X2], tuple[Y1, Y2]]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, Y1], l2: Layer[P2, S2, X2, Y2],
+            l3: Layer[P3, S3, X3, Y3], /,
+        ) -> Layer[
+            tuple[P1, P2, P3], TupleState[tuple[S1, S2, S3]], tuple[X1, X2, X3], tuple[Y1, Y2, Y3],
+        ]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, Y1], l2: Layer[P2, S2, X2, Y2], l3: Layer[P3, S3, X3, Y3],
+            l4: Layer[P4, S4, X4, Y4], /,
+        ) -> Layer[
+            tuple[P1, P2, P3, P4], TupleState[tuple[S1, S2, S3, S4]],
+            tuple[X1, X2, X3, X4], tuple[Y1, Y2, Y3, Y4],
+        ]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, Y1], l2: Layer[P2, S2, X2, Y2], l3: Layer[P3, S3, X3, Y3],
+            l4: Layer[P4, S4, X4, Y4], l5: Layer[P5, S5, X5, Y5], /,
+        ) -> Layer[
+            tuple[P1, P2, P3, P4, P5], TupleState[tuple[S1, S2, S3, S4, S5]],
+            tuple[X1, X2, X3, X4, X5], tuple[Y1, Y2, Y3, Y4, Y5],
+        ]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, Y1], l2: Layer[P2, S2, X2, Y2], l3: Layer[P3, S3, X3, Y3],
+            l4: Layer[P4, S4, X4, Y4], l5: Layer[P5, S5, X5, Y5], l6: Layer[P6, S6, X6, Y6], /,
+        ) -> Layer[
+            tuple[P1, P2, P3, P4, P5, P6], TupleState[tuple[S1, S2, S3, S4, S5, S6]],
+            tuple[X1, X2, X3, X4, X5, X6], tuple[Y1, Y2, Y3, Y4, Y5, Y6],
+        ]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, Y1], l2: Layer[P2, S2, X2, Y2], l3: Layer[P3, S3, X3, Y3],
+            l4: Layer[P4, S4, X4, Y4], l5: Layer[P5, S5, X5, Y5], l6: Layer[P6, S6, X6, Y6],
+            l7: Layer[P7, S7, X7, Y7], /,
+        ) -> Layer[
+            tuple[P1, P2, P3, P4, P5, P6, P7], TupleState[tuple[S1, S2, S3, S4, S5, S6, S7]],
+            tuple[X1, X2, X3, X4, X5, X6, X7], tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7],
+        ]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X1, Y1], l2: Layer[P2, S2, X2, Y2], l3: Layer[P3, S3, X3, Y3],
+            l4: Layer[P4, S4, X4, Y4], l5: Layer[P5, S5, X5, Y5], l6: Layer[P6, S6, X6, Y6],
+            l7: Layer[P7, S7, X7, Y7], l8: Layer[P8, S8, X8, Y8], /,
+        ) -> Layer[
+            tuple[P1, P2, P3, P4, P5, P6, P7, P8],
+            TupleState[tuple[S1, S2, S3, S4, S5, S6, S7, S8]],
+            tuple[X1, X2, X3, X4, X5, X6, X7, X8], tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7, Y8],
+        ]: ...
+        @overload
+        def __call__(
+            self, l1: L1, l2: L2, l3: L3, l4: L4, l5: L5, l6: L6, l7: L7, l8: L8, l9: L9, /,
+            *layers: L10,
+        ) -> ManyLayers: ...
+        @overload
+        def __call__(
+            self, /, **named: Layer[Any, Any, X, X]
+        ) -> Layer[dict[str, Any], DictState, dict[str, X], dict[str, X]]: ...
+        @overload
+        def __call__(
+            self, /, **named: Layer[Any, Any, X, Y]
+        ) -> Layer[dict[str, Any], DictState, dict[str, Any], dict[str, Any]]: ...
+        if not MYPY:
+            @overload
+            def __call__(
+                self, /, **named: AnyLayer
+            ) -> Layer[dict[str, Any], DictState, dict[str, Any], dict[str, Any]]: ...
+        # fmt: on
+
+    def __call__(self, /, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
+        """Return the layers side by side."""
+        return self.bind(*layers, **named)
+
+
+class Branch(Wired[Any, State[Any, WiredConfig], Any, Any]):
+    """The type of `branch`."""
+
+    if TYPE_CHECKING:
+        # fmt: off
+        @overload
+        def __call__(self, /) -> Layer[Any, State[Any, WiredConfig], Any, Any]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X, Y1], /,
+        ) -> Layer[tuple[P1], TupleState[tuple[S1]], X, tuple[Y1]]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X, Y1], l2: Layer[P2, S2, X, Y2], /,
+        ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], X, tuple[Y1, Y2]]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X, Y1], l2: Layer[P2, S2, X, Y2], l3: Layer[P3, S3, X, Y3], /,
+        ) -> Layer[tuple[P1, P2, P3], TupleState[tuple[S1, S2, S3]], X, tuple[Y1, Y2, Y3]]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X, Y1], l2: Layer[P2, S2, X, Y2], l3: Layer[P3, S3, X, Y3],
+            l4: Layer[P4, S4, X, Y4], /,
+        ) -> Layer[
+            tuple[P1, P2, P3, P4], TupleState[tuple[S1, S2, S3, S4]], X, tuple[Y1, Y2, Y3, Y4],
+        ]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X, Y1], l2: Layer[P2, S2, X, Y2], l3: Layer[P3, S3, X, Y3],
+            l4: Layer[P4, S4, X, Y4], l5: Layer[P5, S5, X, Y5], /,
+        ) -> Layer[
+            tuple[P1, P2, P3, P4, P5], TupleState[tuple[S1, S2, S3, S4, S5]],
+            X, tuple[Y1, Y2, Y3, Y4, Y5],
+        ]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X, Y1], l2: Layer[P2, S2, X, Y2], l3: Layer[P3, S3, X, Y3],
+            l4: Layer[P4, S4, X, Y4], l5: Layer[P5, S5, X, Y5], l6: Layer[P6, S6, X, Y6], /,
+        ) -> Layer[
+            tuple[P1, P2, P3, P4, P5, P6], TupleState[tuple[S1, S2, S3, S4, S5, S6]],
+            X, tuple[Y1, Y2, Y3, Y4, Y5, Y6],
+        ]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X, Y1], l2: Layer[P2, S2, X, Y2], l3: Layer[P3, S3, X, Y3],
+            l4: Layer[P4, S4, X, Y4], l5: Layer[P5, S5, X, Y5], l6: Layer[P6, S6, X, Y6],
+            l7: Layer[P7, S7, X, Y7], /,
+        ) -> Layer[
+            tuple[P1, P2, P3, P4, P5, P6, P7], TupleState[tuple[S1, S2, S3, S4, S5, S6, S7]],
+            X, tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7],
+        ]: ...
+        @overload
+        def __call__(
+            self, l1: Layer[P1, S1, X, Y1], l2: Layer[P2, S2, X, Y2], l3: Layer[P3, S3, X, Y3],
+            l4: Layer[P4, S4, X, Y4], l5: Layer[P5, S5, X, Y5], l6: Layer[P6, S6, X, Y6],
+            l7: Layer[P7, S7, X, Y7], l8: Layer[P8, S8, X, Y8], /,
+        ) -> Layer[
+            tuple[P1, P2, P3, P4, P5, P6, P7, P8],
+            TupleState[tuple[S1, S2, S3, S4, S5, S6, S7, S8]],
+            X, tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7, Y8],
+        ]: ...
+        @overload
+        def __call__(
+            self, l1: L1, l2: L2, l3: L3, l4: L4, l5: L5, l6: L6, l7: L7, l8: L8, l9: L9, /,
+            *layers: L10,
+        ) -> ManyLayers: ...
+        @overload
+        def __call__(
+            self, /, **named: Layer[Any, Any, X, X]
+        ) -> Layer[dict[str, Any], DictState, X, dict[str, X]]: ...
+        @overload
+        def __call__(
+            self, /, **named: Layer[Any, Any, X, Y]
+        ) -> Layer[dict[str, Any], DictState, Any, dict[str, Any]]: ...
+        if not MYPY:
+            @overload
+            def __call__(
+                self, /, **named: AnyLayer
+            ) -> Layer[dict[str, Any], DictState, Any, dict[str, Any]]: ...
+        # fmt: on
+
+    def __call__(self, /, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
+        """Return the layers applied to one input."""
+        return self.bind(*layers, **named)
+
+
+class Residual(Wired[Any, State[Any, WiredConfig], Any, Any]):
+    """The type of `residual`."""
+
+    @overload
+    def __call__(
+        self, layer: Layer[P1, S1, X, X], shortcut: None = None, *, at: int | str | None = None
+    ) -> Layer[tuple[P1], TupleState[tuple[S1]], X, X]: ...
+    @overload
+    def __call__(
+        self, layer: Layer[P1, S1, X, Y], shortcut: Layer[P2, S2, X, Y], *,
+        at: int | str | None = None,
+    ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], X, Y]: ...  # fmt: skip
+    def __call__(
+        self, layer: AnyLayer, shortcut: AnyLayer | None = None, *, at: int | str | None = None
+    ) -> AnyLayer:
+        """Return the layer with a shortcut around it."""
+        return self.bind(layer, shortcut, at=at)

@@ -2,9 +2,9 @@
 
     python -m mlax.examples.digits
 
-The data are the 1,797 images of 8 x 8 pixels that come with scikit-learn; a quarter of them
-is kept for the test. The network stands here twice, as pure functions and as modules of
-`mlax.nn`: both draw the same parameters and the same dropout masks from the same seed.
+The data are the 1,797 images of 8 x 8 pixels that come with scikit-learn; a quarter of them is
+held out for testing. The network is written twice, as pure functions and as modules of `mlax.nn`:
+both draw the same parameters and the same dropout masks from the same seed.
 """
 
 import argparse
@@ -35,11 +35,11 @@ BATCH_SIZE = 64
 SPLIT_SEED = 0
 
 Tree: TypeAlias = Any
-"""A pytree of arrays: parameters, state, what an optimizer keeps."""
+"""A pytree of arrays: parameters, state, optimizer state."""
 
 
 class Digits(NamedTuple):
-    """Images and what they show."""
+    """Images and their labels."""
 
     images: jax.Array
     """(n, 8, 8, 1), from 0 for paper to 1 for ink."""
@@ -48,19 +48,19 @@ class Digits(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """How well a batch was read."""
+    """How well a batch was classified."""
 
     loss: jax.Array
     """Mean cross-entropy."""
     accuracy: jax.Array
-    """Share of the digits that were read rightly."""
+    """Fraction of digits classified correctly."""
 
 
 class Classifier(NamedTuple):
-    """What the training loop knows of a network, in whatever style it is written."""
+    """What the training loop needs of a network, whatever its style."""
 
     carry: Tree
-    """All that a step changes."""
+    """Everything that a step changes."""
     step: Callable[[Tree, Digits, mlax.Key], tuple[Tree, Scores]]
     """`step(carry, batch, rng)` trains on a batch."""
     predict: Callable[[Tree, jax.Array], jax.Array]
@@ -86,15 +86,10 @@ def function_style(
 ) -> Classifier:
     """Return the network as a pair of functions; the carry is (params, state, opt_state)."""
     init, apply = mlax.series(
-        block(32),
-        mlax.max_pool(2, strides=2),
-        block(64),
-        block(64),
-        mlax.max_pool(2, strides=2),
-        mlax.f(jnp.ravel),
-        mlax.dropout(0.5, axis=0),
-        mlax.linear(10),
-        mlax.bias(-1),
+        block(32), mlax.max_pool(2, strides=2),
+        block(64), block(64), mlax.max_pool(2, strides=2),
+        mlax.f(jnp.ravel), mlax.dropout(0.5, axis=0),
+        mlax.linear(10), mlax.bias(-1),
     )
     params, state = init(rng, image)
 
@@ -153,15 +148,10 @@ def module_style(
     dropout = functools.partial(nn.functional.dropout, rate=0.5, axis=0)
     model = nn.SeriesRng(
         [
-            module_block(key(0), 32),
-            nn.F(pool),
-            module_block(key(2), 64),
-            module_block(key(3), 64),
-            nn.F(pool),
-            nn.F(jnp.ravel),
-            nn.FRng(dropout, lambda x, rng: x),
-            nn.Linear(key(7), 10),
-            nn.Bias(key(8), -1),
+            module_block(key(0), 32), nn.F(pool),
+            module_block(key(2), 64), module_block(key(3), 64), nn.F(pool),
+            nn.F(jnp.ravel), nn.FRng(dropout, lambda x, rng: x),
+            nn.Linear(key(7), 10), nn.Bias(key(8), -1),
         ]
     )
     _, model = model(image, rng, inference_mode=True)
@@ -201,7 +191,7 @@ def module_style(
 STYLES = {"function": function_style, "module": module_style}
 
 
-# What both styles share.
+# Shared by both styles.
 
 
 def score(logits: jax.Array, labels: jax.Array) -> Scores:
@@ -211,7 +201,7 @@ def score(logits: jax.Array, labels: jax.Array) -> Scores:
 
 
 def load() -> tuple[Digits, Digits]:
-    """Return the digits to train on and the digits to test with: 1,347 and 450."""
+    """Return 1,347 digits for training and 450 for testing."""
     data = load_digits()
     images = jnp.asarray(data.images, jnp.float32)[..., None] / 16
     train, test = train_test_split(
@@ -231,7 +221,7 @@ def train(
 ) -> tuple[jax.Array, list[Scores], list[Scores]]:
     """Train, and return the logits of the test digits and the scores of every epoch.
 
-    The first list is of training, where dropout is at work, the second of the test.
+    The first list is for training, where dropout is active, the second for the test.
     """
     init_key, train_key = jax.random.split(jax.random.key(seed))
     steps = len(train_digits.labels) // BATCH_SIZE
@@ -258,7 +248,7 @@ def train(
 def draw(
     test_digits: Digits, logits: jax.Array, train_scores: list[Scores], test_scores: list[Scores]
 ) -> Figure:
-    """Draw the scores over the epochs and, below them, the test digits that were misread."""
+    """Plot the scores over the epochs and, below them, the misclassified test digits."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False, height_ratios=(2.4, 1))
     loss_axes, accuracy_axes = upper.subplots(1, 2)
@@ -297,16 +287,16 @@ def draw(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train with the options of the command line, report the accuracy and draw the picture."""
+    """Train with the command-line options, report the accuracy and plot the results."""
     parser = argparse.ArgumentParser(
         prog="python -m mlax.examples.digits",
         description="Train a convolutional network to read handwritten digits.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--style", choices=STYLES, default="function", help="how it is written")
-    parser.add_argument("--epochs", type=int, default=20, help="rounds over the training digits")
-    parser.add_argument("--seed", type=int, default=0, help="of parameters, shuffling and dropout")
-    parser.add_argument("--output", type=Path, default="digits.png", help="picture to write")
+    parser.add_argument("--style", choices=STYLES, default="function", help="style of the network")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the training digits")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--output", type=Path, default="digits.png", help="image file to write")
     options = parser.parse_args(argv)
     if options.epochs < 1:
         parser.error(f"--epochs: expected at least 1, got {options.epochs}")

@@ -1,1 +1,1 @@
-"""The layers with parameters or hyperparameters of their own, one file for each pair."""
+"""The primitive layers, one file for each pair or family of pairs."""

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 
 from mlax import arguments, functional
-from mlax.arguments import Axes, Shaped
-from mlax.pair import AxisName, Key, State, layer
+from mlax.arguments import Axes, Rate
+from mlax.layer import AxisName, Key, Shaped, State
+from mlax.pair import layer
 
 
 class DropoutConfig(NamedTuple):
@@ -14,40 +15,33 @@ class DropoutConfig(NamedTuple):
 
     rate: float
     """Probability of zero."""
-    axis: tuple[int, ...]
+    axis: int | tuple[int, ...]
     """The axes along which the mask varies."""
+    ndim: int
+    """Number of axes of x."""
 
 
 def apply(
-    params: tuple[()],
-    state: State[tuple[()], DropoutConfig],
-    x: jax.Array,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
+    params: tuple[()], state: State[tuple[()], DropoutConfig], x: jax.Array, rng: Key | None = None,
+    inference_mode: bool = False, batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[tuple[()], DropoutConfig]]:
-    """Return x with elements set to zero: see `mlax.Apply` and `mlax.dropout`."""
-    config = arguments.config_of("dropout", state, DropoutConfig)
+    """Return x with some elements set to zero: see `mlax.Apply` and `mlax.dropout`."""
     if inference_mode:
         return x, state
     key = arguments.required_key("dropout", rng)
-    return functional.dropout(x, key, config.rate, config.axis), state
+    return functional.dropout(x, key, state.config.rate, state.config.axis), state
 
 
-@layer(
-    apply,
-    needs_rng=True,
-    checks={"rate": arguments.check_rate, "axis": arguments.check_axis},
-)
+@layer(apply, config=DropoutConfig, needs_rng=True)
 def dropout(
-    rng: Key, x: Shaped, rate: float, axis: Axes
+    rng: Key, x: Shaped, rate: Rate, axis: Axes
 ) -> tuple[tuple[()], State[tuple[()], DropoutConfig]]:
-    """Dropout: in training elements are set to zero, in inference x is returned as it is.
+    """Dropout: sets random elements to zero in training, returns x unchanged in inference.
 
     Needs a key in training.
 
     Args:
-        rate: probability of zero, in [0, 1). What is kept is divided by 1 - rate.
+        rate: probability of zero, in [0, 1). Elements that are kept are divided by 1 - rate.
         axis: the axes along which the mask varies; it is shared along the others.
 
     Raises:
@@ -65,5 +59,5 @@ def dropout(
     """
     arguments.require_castable("dropout", x, float)
     arguments.canonical_axes("dropout", axis, len(x.shape))
-    axes = tuple(map(int, arguments.entries("dropout", "axis", axis)))
-    return (), State((), DropoutConfig(rate, axes))
+    plain = axis if isinstance(axis, int) else tuple(axis)
+    return (), State((), DropoutConfig(rate, plain, len(x.shape)))

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from mlax import arguments
-from mlax.arguments import Shaped
+from mlax.arguments import DType, Size
+from mlax.errors import message
 from mlax.initializers import Initializer, embedding_normal, initialize
-from mlax.pair import AxisName, Key, State, layer
+from mlax.layer import Key, Shaped
+from mlax.pair import stateless
 
 
 class EmbedParams(NamedTuple):
@@ -25,47 +26,26 @@ class EmbedParams(NamedTuple):
 
 
 class EmbedConfig(NamedTuple):
-    """Configuration of `embed`: nothing but its name."""
+    """Configuration of `embed`: no hyperparameters."""
 
 
-def apply(
-    params: EmbedParams,
-    state: State[tuple[()], EmbedConfig],
-    x: jax.Array,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[jax.Array, State[tuple[()], EmbedConfig]]:
-    """Return the rows of the embedding: see `mlax.Apply` and `mlax.embed`."""
-    arguments.config_of("embed", state, EmbedConfig)
-    arguments.require_params("embed", params, EmbedParams)
+def apply(params: EmbedParams, config: EmbedConfig, x: jax.Array) -> jax.Array:
+    """Return the rows of the embedding: see `mlax.embed`."""
     arguments.require_axes("embed", "params.embedding", params.embedding, 2)
-    arguments.require_integers("embed", x)
-    indices = x.astype(jnp.int32) if x.dtype.itemsize < 4 else x  # int8 holds no large vocab_size
-    return params.embedding.at[indices].get(mode="fill"), state
+    _require_integers(x)
+    indices = x.astype(jnp.int32) if x.dtype.itemsize < 4 else x  # int8 can't hold vocab_size
+    return params.embedding.at[indices].get(mode="fill")
 
 
-@layer(
-    apply,
-    checks={
-        "vocab_size": arguments.check_size,
-        "embed_dim": arguments.check_size,
-        "embed_initializer": arguments.check_callable,
-        "dtype": arguments.check_dtype,
-    },
-)
+@stateless(apply, EmbedConfig)
 def embed(
-    rng: Key,
-    x: Shaped,
-    vocab_size: int,
-    embed_dim: int,
-    embed_initializer: Initializer = embedding_normal,
-    dtype: DTypeLike = jnp.float32,
-) -> tuple[EmbedParams, State[tuple[()], EmbedConfig]]:
+    rng: Key, x: Shaped, vocab_size: Size, embed_dim: Size,
+    embed_initializer: Initializer = embedding_normal, dtype: DType = jnp.float32,
+) -> EmbedParams:
     """Embedding of integers: y = embedding[x].
 
-    (...) -> (..., embed_dim). Negative indices count from the end, as in NumPy; an index
-    outside the embedding gives a row of NaN, never that of another index.
+    (...) -> (..., embed_dim). Negative indices count from the end, as in NumPy; an index out
+    of range gives a row of NaN, never the row of another index.
 
     Args:
         vocab_size: number of rows.
@@ -85,7 +65,14 @@ def embed(
     >>> y.shape
     (2, 3)
     """
-    arguments.require_integers("embed", x)
+    _require_integers(x)
     shape = (vocab_size, embed_dim)
-    embedding = initialize("embed", "embed_initializer", embed_initializer, rng, shape, dtype)
-    return EmbedParams(embedding), State((), EmbedConfig())
+    return EmbedParams(
+        initialize("embed", "embed_initializer", embed_initializer, rng, shape, dtype)
+    )
+
+
+def _require_integers(x: Shaped) -> None:
+    arguments.require_array("embed", x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(message("embed", "x", "of an integer dtype", jnp.dtype(x.dtype).name))

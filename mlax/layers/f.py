@@ -1,6 +1,7 @@
 """Functions as layers: y = train_fn(x) in training, y = infer_fn(x) in inference."""
 
 import copyreg
+import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -10,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from mlax import arguments
-from mlax.equality import by_parts
-from mlax.pair import AxisName, Key, State, layer
+from mlax.layer import AxisName, Key, State
+from mlax.pair import layer
 
 
 def _reduce_by_name(function: Any) -> str | tuple[Any, ...]:
-    """Pickle a function of jax by its name; others as they would be."""
+    """Pickle a function of jax by its name; leave others to pickle."""
     found: Any = sys.modules.get(function.__module__)
     qualname: str = getattr(function, "__qualname__", function.__name__)
     for name in qualname.split("."):
@@ -26,55 +27,44 @@ def _reduce_by_name(function: Any) -> str | tuple[Any, ...]:
     return reduced
 
 
-# Without this jax.nn.relu, jax.numpy.ravel and jax.numpy.add, and so the state of f, cannot be
-# pickled.
+# Without this, jax.nn.relu, jax.numpy.ravel and jax.numpy.add can't be pickled, nor can states of
+# `f` that hold them.
 for _type in (jax.custom_jvp, jax.custom_vjp, type(jax.jit(lambda x: x)), jnp.ufunc):
     copyreg.pickle(_type, _reduce_by_name)
 
 
-@by_parts
 class FConfig(NamedTuple):
-    """Configuration of `f` and `f_rng`."""
+    """Configuration of `f`."""
 
     train_fn: Callable[..., Any]
-    """What is called in training."""
-    infer_fn: Callable[..., Any]
-    """What is called in inference."""
+    """The function called in training."""
+    infer_fn: Callable[..., Any] | None
+    """The function called in inference; None means `train_fn`."""
 
 
 def apply(
-    params: tuple[()],
-    state: State[tuple[()], FConfig],
-    x: Any,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
+    params: tuple[()], state: State[tuple[()], FConfig], x: Any, rng: Key | None = None,
+    inference_mode: bool = False, batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[tuple[()], FConfig]]:
     """Return the value of the function at x: see `mlax.Apply` and `mlax.f`."""
-    config = arguments.config_of("f", state, FConfig)
-    return _call(config, inference_mode, batch_axis_name, x), state
+    return _call(state.config, inference_mode, batch_axis_name, x), state
 
 
-@layer(
-    apply,
-    checks={
-        "train_fn": arguments.check_callable,
-        "infer_fn": arguments.check_optional_callable,
-    },
-)
+@layer(apply, config=FConfig)
 def f(
-    rng: Key,
-    x: Any,
-    train_fn: Callable[..., Any],
-    infer_fn: Callable[..., Any] | None = None,
+    rng: Key, x: Any, train_fn: Callable[..., Any], infer_fn: Callable[..., Any] | None = None
 ) -> tuple[tuple[()], State[tuple[()], FConfig]]:
     """A function as a layer: y = train_fn(x).
 
     A function that has a parameter `axis_name` is called with axis_name=batch_axis_name.
 
+    Type checkers accept it before and after any layer. A declared type is checked:
+
+        halves: mlax.Layer[tuple[()], Any, jax.Array, tuple[jax.Array, jax.Array]] = mlax.f(split)
+
     Args:
         train_fn: called in training, `train_fn(x)`.
-        infer_fn: called in inference; None is `train_fn`.
+        infer_fn: called in inference; None means `train_fn`.
 
     Raises:
         TypeError: an argument is not a function.
@@ -84,38 +74,27 @@ def f(
     >>> mlax.f.apply(params, state, jnp.array([-1.0, 1.0]))[0]
     Array([0., 1.], dtype=float32)
     """
-    return (), State((), FConfig(train_fn, train_fn if infer_fn is None else infer_fn))
+    return (), State((), FConfig(train_fn, infer_fn))
+
+
+class FRngConfig(FConfig):
+    """Configuration of `f_rng`."""
 
 
 def apply_rng(
-    params: tuple[()],
-    state: State[tuple[()], FConfig],
-    x: Any,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[Any, State[tuple[()], FConfig]]:
+    params: tuple[()], state: State[tuple[()], FRngConfig], x: Any, rng: Key | None = None,
+    inference_mode: bool = False, batch_axis_name: AxisName = (),
+) -> tuple[Any, State[tuple[()], FRngConfig]]:
     """Return the value of the function at x and rng: see `mlax.Apply` and `mlax.f_rng`."""
-    config = arguments.config_of("f_rng", state, FConfig)
     if not inference_mode:
         arguments.required_key("f_rng", rng)
-    return _call(config, inference_mode, batch_axis_name, x, rng), state
+    return _call(state.config, inference_mode, batch_axis_name, x, rng), state
 
 
-@layer(
-    apply_rng,
-    needs_rng=True,
-    checks={
-        "train_fn": arguments.check_callable,
-        "infer_fn": arguments.check_optional_callable,
-    },
-)
+@layer(apply_rng, config=FRngConfig, needs_rng=True)
 def f_rng(
-    rng: Key,
-    x: Any,
-    train_fn: Callable[..., Any],
-    infer_fn: Callable[..., Any] | None = None,
-) -> tuple[tuple[()], State[tuple[()], FConfig]]:
+    rng: Key, x: Any, train_fn: Callable[..., Any], infer_fn: Callable[..., Any] | None = None
+) -> tuple[tuple[()], State[tuple[()], FRngConfig]]:
     """A function of the input and a key as a layer: y = train_fn(x, rng).
 
     Needs a key in training. A function that has a parameter `axis_name` is called with
@@ -123,7 +102,7 @@ def f_rng(
 
     Args:
         train_fn: called in training, `train_fn(x, rng)`.
-        infer_fn: called in inference, where rng may be None; None is `train_fn`.
+        infer_fn: called in inference, where rng may be None; None means `train_fn`.
 
     Raises:
         TypeError: an argument is not a function.
@@ -137,17 +116,24 @@ def f_rng(
     >>> apply(params, state, jnp.ones(2), inference_mode=True)[0]
     Array([1., 1.], dtype=float32)
     """
-    return (), State((), FConfig(train_fn, train_fn if infer_fn is None else infer_fn))
+    return (), State((), FRngConfig(train_fn, infer_fn))
 
 
-def _call(config: FConfig, inference_mode: bool, batch_axis_name: AxisName, *args: Any) -> Any:
-    function = config.infer_fn if inference_mode else config.train_fn
+def _call(
+    config: FConfig, inference_mode: bool, batch_axis_name: AxisName, *args: Any
+) -> Any:
+    function = config.train_fn
+    if inference_mode and config.infer_fn is not None:
+        function = config.infer_fn
     if _takes_axis_name(function):
         return function(*args, axis_name=batch_axis_name)
     return function(*args)
 
 
 def _takes_axis_name(function: Callable[..., Any]) -> bool:
+    """Return whether a function has a parameter `axis_name` that no partial has bound."""
+    if isinstance(function, functools.partial) and "axis_name" in function.keywords:
+        return False
     try:
         return "axis_name" in inspect.signature(function).parameters
     except ValueError:  # a builtin without a signature

@@ -13,9 +13,10 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from mlax import arguments
-from mlax.arguments import Shaped
+from mlax.arguments import DType, Precision, Size
 from mlax.initializers import Initializer, glorot_uniform, initialize
-from mlax.pair import AxisName, Key, State, layer
+from mlax.layer import Key, Shaped
+from mlax.pair import stateless
 
 
 class LinearParams(NamedTuple):
@@ -37,13 +38,10 @@ class LinearConfig(NamedTuple):
 
 
 def matmul(
-    owner: str,
-    x: jax.Array,
-    kernel: jax.Array,
-    precision: lax.PrecisionLike = None,
+    owner: str, x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike = None,
     accum_dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Return x @ kernel, the kernel in the dtype of x, and require that they fit."""
+    """Return x @ kernel, with the kernel cast to the dtype of x; their shapes must fit."""
     x = arguments.array(owner, x)
     arguments.require_features(owner, x, kernel)
     return jnp.matmul(
@@ -51,53 +49,29 @@ def matmul(
     )
 
 
-def apply(
-    params: LinearParams,
-    state: State[tuple[()], LinearConfig],
-    x: jax.Array,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[jax.Array, State[tuple[()], LinearConfig]]:
-    """Return x @ kernel: see `mlax.Apply` and `mlax.linear`."""
-    precision, accum_dtype, transposed_kernel = arguments.config_of("linear", state, LinearConfig)
-    arguments.require_params("linear", params, LinearParams)
-    kernel = params.kernel.T if transposed_kernel else params.kernel
-    return matmul("linear", x, kernel, precision, accum_dtype), state
+def apply(params: LinearParams, config: LinearConfig, x: jax.Array) -> jax.Array:
+    """Return x @ kernel: see `mlax.linear`."""
+    kernel = params.kernel.T if config.transposed_kernel else params.kernel
+    return matmul("linear", x, kernel, config.precision, config.accum_dtype)
 
 
-@layer(
-    apply,
-    checks={
-        "out_features": arguments.check_size,
-        "precision": arguments.check_precision,
-        "transposed_kernel": arguments.check_bool,
-        "accum_dtype": arguments.check_optional_dtype,
-        "kernel_initializer": arguments.check_callable,
-        "dtype": arguments.check_dtype,
-    },
-)
+@stateless(apply, LinearConfig)
 def linear(
-    rng: Key,
-    x: Shaped,
-    out_features: int,
-    precision: lax.PrecisionLike = None,
-    accum_dtype: DTypeLike | None = None,
-    transposed_kernel: bool = False,
-    kernel_initializer: Initializer = glorot_uniform,
-    dtype: DTypeLike = jnp.float32,
-) -> tuple[LinearParams, State[tuple[()], LinearConfig]]:
+    rng: Key, x: Shaped, out_features: Size,
+    precision: Precision = None, accum_dtype: DType | None = None, transposed_kernel: bool = False,
+    kernel_initializer: Initializer = glorot_uniform, dtype: DType = jnp.float32,
+) -> LinearParams:
     """Linear transformation of the last axis, without bias: y = x @ kernel.
 
-    (..., in_features) -> (..., out_features), any number of leading axes.
+    (..., in_features) -> (..., out_features), with any number of leading axes.
 
     Args:
         out_features: length of the last axis of y.
-        precision: of the product: one `jax.lax.Precision` or a pair, for x and the kernel.
-        accum_dtype: dtype of the sums, and so of y; None is that of x.
-        transposed_kernel: keep the kernel as (out_features, in_features).
-        kernel_initializer: called with the shape of the kernel as it is kept.
-        dtype: dtype of the kernel. It is cast to that of x when it is used.
+        precision: precision of the product: a `jax.lax.Precision`, or a pair for x and kernel.
+        accum_dtype: dtype of the sums and of y; None means the dtype of x.
+        transposed_kernel: store the kernel as (out_features, in_features).
+        kernel_initializer: called with the shape of the kernel as stored.
+        dtype: dtype of the kernel. It is cast to the dtype of x when used.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not floating and the kernel is.
@@ -118,6 +92,6 @@ def linear(
     shape = (x.shape[-1], out_features)
     if transposed_kernel:
         shape = shape[::-1]
-    kernel = initialize("linear", "kernel_initializer", kernel_initializer, rng, shape, dtype)
-    config = LinearConfig(precision, arguments.optional_dtype(accum_dtype), transposed_kernel)
-    return LinearParams(kernel), State((), config)
+    return LinearParams(
+        initialize("linear", "kernel_initializer", kernel_initializer, rng, shape, dtype)
+    )

@@ -1,111 +1,110 @@
 """Pooling: every window of the spatial axes of one example is reduced to one element.
 
     x  one channel axis and n spatial axes
-    y  as x, with shorter spatial axes
+    y  like x, with shorter spatial axes
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
 
 from mlax import arguments, functional
-from mlax.arguments import Padding, Shaped, Sizes
-from mlax.equality import by_parts
-from mlax.pair import AxisName, Key, State, layer
+from mlax.arguments import DataFormat, Padding, Rule, Sizes
+from mlax.errors import message
+from mlax.layer import Key, Shaped
+from mlax.pair import kind_of, stateless
 
 
 class WindowConfig(NamedTuple):
     """Configuration of `max_pool`, `avg_pool` and `sum_pool`: the windows."""
 
-    window_shape: tuple[int, ...]
+    window_shape: int | tuple[int, ...]
     """Length of a window along each spatial axis."""
-    strides: tuple[int, ...]
+    strides: int | tuple[int, ...]
     """Distance between windows."""
-    padding: str | tuple[tuple[int, int], ...]
-    """Name of the padding, or (before, after) for each spatial axis."""
-    input_dilation: tuple[int, ...]
+    padding: str | int | tuple[int | tuple[int, int], ...]
+    """Name of the padding, or its widths."""
+    input_dilation: int | tuple[int, ...] | None
     """Distance between neighbours of x."""
-    window_dilation: tuple[int, ...]
+    window_dilation: int | tuple[int, ...] | None
     """Distance between neighbours in a window."""
     data_format: str
     """Which axis holds the channels."""
+    ndim: int
+    """Number of axes of x."""
 
 
-@by_parts
+class MaxPoolConfig(WindowConfig):
+    """Configuration of `max_pool`."""
+
+
+class AvgPoolConfig(WindowConfig):
+    """Configuration of `avg_pool`."""
+
+
+class SumPoolConfig(WindowConfig):
+    """Configuration of `sum_pool`."""
+
+
+def read_scalar(owner: str, name: str, value: Any) -> Any:
+    """Require a single number: a Python number or an array."""
+    if isinstance(value, str) or np.ndim(value) != 0:
+        raise TypeError(message(owner, name, "a number", repr(value)))
+    return np.asarray(value).item()
+
+
+Scalar: TypeAlias = Annotated[ArrayLike, Rule(read_scalar)]
+"""A single number, possibly an array."""
+
+
 class PoolConfig(NamedTuple):
     """Configuration of `pool`."""
 
     init_value: float
-    """What each reduction starts from."""
+    """The initial value of each reduction."""
     reduce_fn: Callable[[Any, Any], Any]
     """Function of two scalars."""
-    windows: WindowConfig
-    """The windows."""
+    window_shape: int | tuple[int, ...]
+    """Length of a window along each spatial axis."""
+    strides: int | tuple[int, ...]
+    """Distance between windows."""
+    padding: str | int | tuple[int | tuple[int, int], ...]
+    """Name of the padding, or its widths."""
+    input_dilation: int | tuple[int, ...] | None
+    """Distance between neighbours of x."""
+    window_dilation: int | tuple[int, ...] | None
+    """Distance between neighbours in a window."""
+    data_format: str
+    """Which axis holds the channels."""
+    ndim: int
+    """Number of axes of x."""
 
 
-CHECKS: dict[str, Callable[[str, str, Any], None]] = {
-    "window_shape": arguments.check_sizes,
-    "strides": arguments.check_sizes,
-    "padding": arguments.check_padding,
-    "input_dilation": arguments.check_dilation,
-    "window_dilation": arguments.check_dilation,
-    "data_format": arguments.check_data_format,
-}
+def apply(params: tuple[()], config: WindowConfig | PoolConfig, x: jax.Array) -> jax.Array:
+    """Return every window reduced, by the function of `mlax.functional` of the same name."""
+    result: jax.Array = getattr(functional, kind_of(config))(x, *config[:-1])
+    return result
 
 
-def _windows(
-    owner: str,
-    x: Shaped,
-    window_shape: Sizes,
-    strides: Sizes,
-    padding: Padding,
-    input_dilation: Sizes | None,
-    window_dilation: Sizes | None,
-    data_format: str,
-) -> WindowConfig:
-    """Return the windows with one entry for each spatial axis of x."""
-    arguments.channel_axis(owner, data_format, x)
-    rank = len(x.shape) - 1
-    return WindowConfig(
-        arguments.per_axis(owner, "window_shape", window_shape, rank),
-        arguments.per_axis(owner, "strides", strides, rank),
-        arguments.padding_per_axis(owner, padding, rank),
-        arguments.optional_per_axis(owner, "input_dilation", input_dilation, rank),
-        arguments.optional_per_axis(owner, "window_dilation", window_dilation, rank),
-        data_format,
-    )
+def _require_fitting(reduce: Callable[..., jax.Array], x: Shaped, *hparams: Any) -> tuple[()]:
+    """Return the params, which are empty, and require that the hyperparameters fit x."""
+    arguments.require_array(reduce.__name__, x)
+    jax.eval_shape(lambda x: reduce(x, *hparams), x)
+    return ()
 
 
-def apply_max_pool(
-    params: tuple[()],
-    state: State[tuple[()], WindowConfig],
-    x: jax.Array,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[jax.Array, State[tuple[()], WindowConfig]]:
-    """Return the largest element of every window: see `mlax.Apply` and `mlax.max_pool`."""
-    windows = arguments.config_of("max_pool", state, WindowConfig)
-    return functional.max_pool(x, *windows), state
-
-
-@layer(apply_max_pool, checks=CHECKS)
+@stateless(apply, MaxPoolConfig)
 def max_pool(
-    rng: Key,
-    x: Shaped,
-    window_shape: Sizes,
-    strides: Sizes = 1,
-    padding: Padding = "VALID",
-    input_dilation: Sizes | None = None,
-    window_dilation: Sizes | None = None,
-    data_format: str = "channel_last",
-) -> tuple[tuple[()], State[tuple[()], WindowConfig]]:
+    rng: Key, x: Shaped, window_shape: Sizes, strides: Sizes = 1, padding: Padding = "VALID",
+    input_dilation: Sizes | None = None, window_dilation: Sizes | None = None,
+    data_format: DataFormat = "channel_last",
+) -> tuple[()]:
     """The largest element of every window.
 
-    Arguments, result and errors are those of `mlax.functional.max_pool`.
+    Arguments, result and errors are the same as in `mlax.functional.max_pool`.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> init, apply = mlax.max_pool(2, strides=2)
@@ -113,39 +112,19 @@ def max_pool(
     >>> apply(params, state, jnp.ones((8, 8, 3)))[0].shape
     (4, 4, 3)
     """
-    windows = _windows(
-        "max_pool", x, window_shape, strides, padding, input_dilation, window_dilation, data_format
-    )
-    return (), State((), windows)
+    windows = window_shape, strides, padding, input_dilation, window_dilation, data_format
+    return _require_fitting(functional.max_pool, x, *windows)
 
 
-def apply_avg_pool(
-    params: tuple[()],
-    state: State[tuple[()], WindowConfig],
-    x: jax.Array,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[jax.Array, State[tuple[()], WindowConfig]]:
-    """Return the mean of every window: see `mlax.Apply` and `mlax.avg_pool`."""
-    windows = arguments.config_of("avg_pool", state, WindowConfig)
-    return functional.avg_pool(x, *windows), state
-
-
-@layer(apply_avg_pool, checks=CHECKS)
+@stateless(apply, AvgPoolConfig)
 def avg_pool(
-    rng: Key,
-    x: Shaped,
-    window_shape: Sizes,
-    strides: Sizes = 1,
-    padding: Padding = "VALID",
-    input_dilation: Sizes | None = None,
-    window_dilation: Sizes | None = None,
-    data_format: str = "channel_last",
-) -> tuple[tuple[()], State[tuple[()], WindowConfig]]:
+    rng: Key, x: Shaped, window_shape: Sizes, strides: Sizes = 1, padding: Padding = "VALID",
+    input_dilation: Sizes | None = None, window_dilation: Sizes | None = None,
+    data_format: DataFormat = "channel_last",
+) -> tuple[()]:
     """The sum of every window divided by its size, padding included.
 
-    Arguments, result and errors are those of `mlax.functional.avg_pool`.
+    Arguments, result and errors are the same as in `mlax.functional.avg_pool`.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> init, apply = mlax.avg_pool(2, strides=2)
@@ -153,39 +132,19 @@ def avg_pool(
     >>> apply(params, state, jnp.ones((8, 8, 3)))[0].shape
     (4, 4, 3)
     """
-    windows = _windows(
-        "avg_pool", x, window_shape, strides, padding, input_dilation, window_dilation, data_format
-    )
-    return (), State((), windows)
+    windows = window_shape, strides, padding, input_dilation, window_dilation, data_format
+    return _require_fitting(functional.avg_pool, x, *windows)
 
 
-def apply_sum_pool(
-    params: tuple[()],
-    state: State[tuple[()], WindowConfig],
-    x: jax.Array,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[jax.Array, State[tuple[()], WindowConfig]]:
-    """Return the sum of every window: see `mlax.Apply` and `mlax.sum_pool`."""
-    windows = arguments.config_of("sum_pool", state, WindowConfig)
-    return functional.sum_pool(x, *windows), state
-
-
-@layer(apply_sum_pool, checks=CHECKS)
+@stateless(apply, SumPoolConfig)
 def sum_pool(
-    rng: Key,
-    x: Shaped,
-    window_shape: Sizes,
-    strides: Sizes = 1,
-    padding: Padding = "VALID",
-    input_dilation: Sizes | None = None,
-    window_dilation: Sizes | None = None,
-    data_format: str = "channel_last",
-) -> tuple[tuple[()], State[tuple[()], WindowConfig]]:
+    rng: Key, x: Shaped, window_shape: Sizes, strides: Sizes = 1, padding: Padding = "VALID",
+    input_dilation: Sizes | None = None, window_dilation: Sizes | None = None,
+    data_format: DataFormat = "channel_last",
+) -> tuple[()]:
     """The sum of every window.
 
-    Arguments, result and errors are those of `mlax.functional.sum_pool`.
+    Arguments, result and errors are the same as in `mlax.functional.sum_pool`.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> init, apply = mlax.sum_pool(2, strides=2)
@@ -193,46 +152,20 @@ def sum_pool(
     >>> apply(params, state, jnp.ones((8, 8, 3)))[0].shape
     (4, 4, 3)
     """
-    windows = _windows(
-        "sum_pool", x, window_shape, strides, padding, input_dilation, window_dilation, data_format
-    )
-    return (), State((), windows)
+    windows = window_shape, strides, padding, input_dilation, window_dilation, data_format
+    return _require_fitting(functional.sum_pool, x, *windows)
 
 
-def apply_pool(
-    params: tuple[()],
-    state: State[tuple[()], PoolConfig],
-    x: jax.Array,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[jax.Array, State[tuple[()], PoolConfig]]:
-    """Return every window reduced: see `mlax.Apply` and `mlax.pool`."""
-    init_value, reduce_fn, windows = arguments.config_of("pool", state, PoolConfig)
-    return functional.pool(x, init_value, reduce_fn, *windows), state
-
-
-@layer(apply_pool, checks={
-        "init_value": arguments.check_scalar,
-        "reduce_fn": arguments.check_callable,
-        **CHECKS,
-    },
-)
+@stateless(apply, PoolConfig)
 def pool(
-    rng: Key,
-    x: Shaped,
-    init_value: ArrayLike,
-    reduce_fn: Callable[[Any, Any], Any],
-    window_shape: Sizes,
-    strides: Sizes = 1,
-    padding: Padding = "VALID",
-    input_dilation: Sizes | None = None,
-    window_dilation: Sizes | None = None,
-    data_format: str = "channel_last",
-) -> tuple[tuple[()], State[tuple[()], PoolConfig]]:
+    rng: Key, x: Shaped, init_value: Scalar, reduce_fn: Callable[[Any, Any], Any],
+    window_shape: Sizes, strides: Sizes = 1, padding: Padding = "VALID",
+    input_dilation: Sizes | None = None, window_dilation: Sizes | None = None,
+    data_format: DataFormat = "channel_last",
+) -> tuple[()]:
     """A reduction of every window by a function of two scalars.
 
-    Arguments, result and errors are those of `mlax.functional.pool`.
+    Arguments, result and errors are the same as in `mlax.functional.pool`.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> init, apply = mlax.pool(1, jax.lax.mul, 2)
@@ -241,8 +174,5 @@ def pool(
     Array([[ 6.],
            [12.]], dtype=float32)
     """
-    value = np.asarray(init_value).item()
-    windows = _windows(
-        "pool", x, window_shape, strides, padding, input_dilation, window_dilation, data_format
-    )
-    return (), State((), PoolConfig(value, reduce_fn, windows))
+    windows = window_shape, strides, padding, input_dilation, window_dilation, data_format
+    return _require_fitting(functional.pool, x, init_value, reduce_fn, *windows)

@@ -1,4 +1,4 @@
-"""Scaler: y = x * scale, broadcast along the axes that have no factor of their own.
+"""Scaler: y = x * scale, broadcast along the other axes.
 
     x      any shape
     scale  one axis for each non-zero entry of `in_features`
@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from mlax import arguments
-from mlax.arguments import InFeatures, Shaped
+from mlax.arguments import DType
 from mlax.initializers import Initializer, initialize
-from mlax.pair import AxisName, Key, State, layer
+from mlax.layer import Key, Shaped
+from mlax.layers.bias import InFeatures, along_features, feature_shape
+from mlax.pair import stateless
 
 
 class ScalerParams(NamedTuple):
@@ -27,49 +28,27 @@ class ScalerParams(NamedTuple):
 class ScalerConfig(NamedTuple):
     """Configuration of `scaler`."""
 
-    in_features: tuple[int, ...]
-    """For each axis of x: 0 no factor along it, 1 one shared factor, -1 one each."""
+    in_features: int | tuple[int, ...]
+    """For each axis of x: 0 for no scale axis, 1 for a shared factor, -1 or its length for each."""
 
 
-def apply(
-    params: ScalerParams,
-    state: State[tuple[()], ScalerConfig],
-    x: jax.Array,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[jax.Array, State[tuple[()], ScalerConfig]]:
-    """Return x * scale: see `mlax.Apply` and `mlax.scaler`."""
-    config = arguments.config_of("scaler", state, ScalerConfig)
-    arguments.require_params("scaler", params, ScalerParams)
+def apply(params: ScalerParams, config: ScalerConfig, x: jax.Array) -> jax.Array:
+    """Return x * scale: see `mlax.scaler`."""
     x = arguments.array("scaler", x)
-    scale = arguments.along_features("scaler", params.scale, config.in_features, x)
-    return x * scale, state
+    return x * along_features("scaler", params.scale, config.in_features, x)
 
 
-@layer(
-    apply,
-    checks={
-        "in_features": arguments.check_in_features,
-        "scaler_initializer": arguments.check_callable,
-        "dtype": arguments.check_dtype,
-    },
-)
+@stateless(apply, ScalerConfig)
 def scaler(
-    rng: Key,
-    x: Shaped,
-    in_features: InFeatures,
-    scaler_initializer: Initializer = jax.nn.initializers.ones,
-    dtype: DTypeLike = jnp.float32,
-) -> tuple[ScalerParams, State[tuple[()], ScalerConfig]]:
+    rng: Key, x: Shaped, in_features: InFeatures,
+    scaler_initializer: Initializer = jax.nn.initializers.ones, dtype: DType = jnp.float32,
+) -> ScalerParams:
     """Multiplication by a trained factor: y = x * scale.
 
     Args:
-        in_features: one entry for each axis of x: 0 (or None) for no factor along the
-            axis, 1 for one factor that all share, -1 or the length of the axis for one each.
-            An integer is a sequence of one; the empty sequence is a single scalar.
+        in_features: as in `mlax.bias`, with a factor in the place of the term.
         scaler_initializer: called with one length for each non-zero entry.
-        dtype: dtype of the scale. It is cast to that of x when it is used.
+        dtype: dtype of the scale. It is cast to the dtype of x when used.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not floating and the scale is.
@@ -81,6 +60,7 @@ def scaler(
     Array([1., 1., 1.], dtype=float32)
     """
     arguments.require_castable("scaler", x, dtype)
-    kinds, shape = arguments.feature_shape("scaler", in_features, x)
-    value = initialize("scaler", "scaler_initializer", scaler_initializer, rng, shape, dtype)
-    return ScalerParams(value), State((), ScalerConfig(kinds))
+    _, shape = feature_shape("scaler", in_features, x)
+    return ScalerParams(
+        initialize("scaler", "scaler_initializer", scaler_initializer, rng, shape, dtype)
+    )

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from mlax import arguments
-from mlax.arguments import Axes, Shaped
+from mlax.arguments import DType, Epsilon, Momentum, NormalizedAxis
+from mlax.errors import expected
 from mlax.functional import scale_to_unit
 from mlax.initializers import Initializer, initialize
-from mlax.pair import AxisName, Key, State, layer
+from mlax.layer import AxisName, Key, Shaped, State
+from mlax.pair import layer
 from mlax.statistics import statistics
 
 
@@ -31,32 +32,27 @@ class ZNormVariables(NamedTuple):
 class ZNormConfig(NamedTuple):
     """Configuration of `z_norm`."""
 
-    axis: str | tuple[int, ...]
+    axis: NormalizedAxis
     """The axes normalised over."""
     epsilon: float
-    """What is added to the variance."""
+    """Term added to the variance."""
     momentum: float
-    """The share of the old statistics in the new ones."""
+    """Decay of the running statistics: momentum * old + (1 - momentum) * new."""
+    ndim: int
+    """Number of axes of x."""
 
 
 def normalize(
-    owner: str,
-    running: ZNormVariables,
-    x: jax.Array,
-    axes: tuple[int, ...],
-    epsilon: float,
-    momentum: float,
-    inference_mode: bool,
-    batch_axis_name: AxisName,
+    owner: str, running: ZNormVariables, x: jax.Array, axes: tuple[int, ...], epsilon: float,
+    momentum: float, inference_mode: bool, batch_axis_name: AxisName,
 ) -> tuple[jax.Array, ZNormVariables]:
     """Return x normalised over `axes` and the batch, and the next running statistics."""
     arguments.require_real(owner, x)
     shape = tuple(length for i, length in enumerate(x.shape) if i not in axes)
     if running.mean.shape != shape:
-        raise ValueError(
-            f"{owner}: expected x to fit running statistics of shape {running.mean.shape} when "
-            f"it is normalised over axes {axes}, got shape {x.shape}"
-        )
+        statistics_of = f"running statistics of shape {running.mean.shape}"
+        what = f"x to fit {statistics_of} when it is normalised over axes {axes}"
+        raise ValueError(expected(owner, what, f"shape {x.shape}"))
     if inference_mode:
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         mean, variance = (value.astype(dtype) for value in running)
@@ -73,15 +69,11 @@ def normalize(
 
 
 def apply(
-    params: tuple[()],
-    state: State[ZNormVariables, ZNormConfig],
-    x: jax.Array,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
+    params: tuple[()], state: State[ZNormVariables, ZNormConfig], x: jax.Array,
+    rng: Key | None = None, inference_mode: bool = False, batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[ZNormVariables, ZNormConfig]]:
     """Return x normalised: see `mlax.Apply` and `mlax.z_norm`."""
-    axis, epsilon, momentum = arguments.config_of("z_norm", state, ZNormConfig)
+    axis, epsilon, momentum, _ = state.config
     x = arguments.array("z_norm", x)
     axes = arguments.normalized_axes("z_norm", axis, x.ndim)
     y, variables = normalize(
@@ -90,39 +82,23 @@ def apply(
     return y, state if inference_mode else State(variables, state.config)
 
 
-@layer(
-    apply,
-    checks={
-        "axis": arguments.check_normalized_axis,
-        "epsilon": arguments.check_epsilon,
-        "momentum": arguments.check_momentum,
-        "mean_initializer": arguments.check_callable,
-        "variance_initializer": arguments.check_callable,
-        "dtype": arguments.check_dtype,
-    },
-)
+@layer(apply, config=ZNormConfig)
 def z_norm(
-    rng: Key,
-    x: Shaped,
-    axis: str | Axes,
-    epsilon: float = 1e-05,
-    momentum: float = 0.9,
+    rng: Key, x: Shaped, axis: NormalizedAxis, epsilon: Epsilon = 1e-05, momentum: Momentum = 0.9,
     mean_initializer: Initializer = jax.nn.initializers.zeros,
-    variance_initializer: Initializer = jax.nn.initializers.ones,
-    dtype: DTypeLike = jnp.float32,
+    variance_initializer: Initializer = jax.nn.initializers.ones, dtype: DType = jnp.float32,
 ) -> tuple[tuple[()], State[ZNormVariables, ZNormConfig]]:
     """Normalisation to mean 0 and variance 1: y = (x - E[x]) / sqrt(Var[x] + epsilon).
 
-    In training E and Var are those of x over `axis` and over the axes in `batch_axis_name`,
-    and the running statistics become momentum * old + (1 - momentum) * new. In inference
-    the running statistics are used and stay as they are. Statistics are computed in float32
-    or better, whatever the dtype of x; Var is the population variance.
+    In training, E and Var are taken over `axis` and the axes in `batch_axis_name`, and the
+    running statistics become momentum * old + (1 - momentum) * new. In inference, the running
+    statistics are used and left unchanged. Statistics are computed in float32 or better,
+    whatever the dtype of x; Var is the population variance.
 
     Args:
-        axis: the axes normalised over: an axis, a sequence of axes, "channel_last" or
-            "channel_first" for all but the last or first axis, or "all".
-        epsilon: small number that keeps the quotient finite.
-        momentum: in [0, 1].
+        axis: the axes normalised over, as in `mlax.functional.z_norm`.
+        epsilon: small number that keeps y finite.
+        momentum: decay of the running statistics, in [0, 1].
         mean_initializer: called with the shape of the running mean.
         variance_initializer: called with the shape of the running variance.
         dtype: dtype of the running statistics.
@@ -145,11 +121,8 @@ def z_norm(
     arguments.require_real("z_norm", x)
     axes = arguments.normalized_axes("z_norm", axis, len(x.shape))
     shape = tuple(length for i, length in enumerate(x.shape) if i not in axes)
-    keys = (jax.random.fold_in(rng, i) for i in range(2))
-    initializers = {"mean_initializer": mean_initializer, "variance_initializer": variance_initializer}
-    mean, var = (
-        initialize("z_norm", name, initializer, key, shape, dtype)
-        for (name, initializer), key in zip(initializers.items(), keys, strict=True)
-    )
-    config = ZNormConfig(arguments.hashable_axis("z_norm", axis), epsilon, momentum)
+    keys = [jax.random.fold_in(rng, i) for i in range(2)]
+    mean = initialize("z_norm", "mean_initializer", mean_initializer, keys[0], shape, dtype)
+    var = initialize("z_norm", "variance_initializer", variance_initializer, keys[1], shape, dtype)
+    config = ZNormConfig(axis, epsilon, momentum, len(x.shape))
     return (), State(ZNormVariables(mean, var), config)

@@ -1,4 +1,4 @@
-"""The documented classes: mutable modules over the pairs of mlax."""
+"""The documented classes: mutable modules built on the pairs of mlax."""
 
 from mlax.nn import functional
 from mlax.nn.bias import Bias
@@ -12,20 +12,8 @@ from mlax.nn.scaler import Scaler
 from mlax.nn.series import Series, SeriesRng
 from mlax.nn.z_norm import ZNorm
 
+# fmt: off
 __all__ = [
-    "Bias",
-    "Conv",
-    "Embed",
-    "F",
-    "FRng",
-    "Linear",
-    "Parallel",
-    "ParallelRng",
-    "Recurrent",
-    "RecurrentRng",
-    "Scaler",
-    "Series",
-    "SeriesRng",
-    "ZNorm",
-    "functional",
+    "Bias", "Conv", "Embed", "F", "FRng", "Linear", "Parallel", "ParallelRng", "Recurrent",
+    "RecurrentRng", "Scaler", "Series", "SeriesRng", "ZNorm", "functional",
 ]

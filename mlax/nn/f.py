@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from mlax.layers.f import FConfig, f, f_rng
+from mlax.layer import AxisName, Key, State
+from mlax.layers.f import FConfig, FRngConfig, f, f_rng
 from mlax.module import Module
-from mlax.pair import AxisName, Key, State
 
 
 class F(Module):
@@ -14,17 +14,13 @@ class F(Module):
     def __init__(
         self, train_fn: Callable[..., Any], infer_fn: Callable[..., Any] | None = None
     ) -> None:
-        """Keep the functions for training and for inference."""
+        """Hold the functions for training and for inference."""
         super().__init__()
-        f.check(train_fn, infer_fn)
-        self._config = FConfig(train_fn, train_fn if infer_fn is None else infer_fn)
+        f(train_fn, infer_fn)  # checks the arguments
+        self._config = FConfig(train_fn, infer_fn)
 
     def forward(
-        self,
-        x: Any,
-        rng: None = None,
-        inference_mode: bool = False,
-        batch_axis_name: AxisName = (),
+        self, x: Any, rng: None = None, inference_mode: bool = False, batch_axis_name: AxisName = ()
     ) -> Any:
         """Return the value of the function at x."""
         y, _ = f.apply((), State((), self._config), x, None, inference_mode, batch_axis_name)
@@ -37,17 +33,13 @@ class FRng(Module):
     def __init__(
         self, train_fn: Callable[..., Any], infer_fn: Callable[..., Any] | None = None
     ) -> None:
-        """Keep the functions for training and for inference."""
+        """Hold the functions for training and for inference."""
         super().__init__()
-        f_rng.check(train_fn, infer_fn)
-        self._config = FConfig(train_fn, train_fn if infer_fn is None else infer_fn)
+        f_rng(train_fn, infer_fn)  # checks the arguments
+        self._config = FRngConfig(train_fn, infer_fn)
 
     def forward(
-        self,
-        x: Any,
-        rng: Key | None,
-        inference_mode: bool = False,
-        batch_axis_name: AxisName = (),
+        self, x: Any, rng: Key | None, inference_mode: bool = False, batch_axis_name: AxisName = ()
     ) -> Any:
         """Return the value of the function at x and rng."""
         y, _ = f_rng.apply((), State((), self._config), x, rng, inference_mode, batch_axis_name)

@@ -4,97 +4,66 @@ from typing import Any
 
 import jax
 
-from mlax import arguments
 from mlax.bridge import as_layer
 from mlax.combinators.recurrent import RecurrentConfig, recurrent
+from mlax.errors import message
+from mlax.layer import AxisName, Key, State
 from mlax.module import Module
-from mlax.pair import AxisName, Key, State
 
 
-class Recurrent(Module):
+class _Recurrent(Module):
+    """A cell run over time; `forward` in a subclass says whether it needs a key."""
+
+    _config: RecurrentConfig
+    cell: Module
+
+    def __init__(self, cell: Module, reverse: bool = False, unroll: int = 1) -> None:
+        """Hold the cell, a module from (x, h) to (y, h)."""
+        super().__init__()
+        if not isinstance(cell, Module):
+            raise TypeError(message(type(self).__name__, "cell", "a module", repr(cell)))
+        recurrent(as_layer(cell), reverse, unroll)  # checks the arguments
+        self.cell = cell
+        self.reverse = reverse
+        self.unroll = unroll
+
+    def setup(  # pyright: ignore[reportIncompatibleMethodOverride] -- the documented name
+        self, xh: tuple[Any, Any]
+    ) -> None:
+        """Set up the cell with the first step to run."""
+        layer = recurrent(as_layer(self.cell), self.reverse, self.unroll)
+        unused_key = jax.random.key(0)  # a module makes its parameters from its own keys
+        params, state = layer.init(unused_key, xh)
+        self.cell = params.combine(state.variables)
+        self._config = state.config
+
+    def _run(
+        self, xh: tuple[Any, Any], rng: Key | None, inference_mode: bool, batch_axis_name: AxisName
+    ) -> tuple[Any, Any]:
+        params, variables = self.cell.partition()
+        state = State(variables, self._config)
+        y, state = recurrent.apply(params, state, xh, rng, inference_mode, batch_axis_name)
+        self.cell = params.combine(state.variables)
+        return y
+
+
+class Recurrent(_Recurrent):
     """A cell that needs no key, run over time: (xs, h) -> (ys, h), see `mlax.recurrent`."""
 
-    _config: RecurrentConfig
-
-    def __init__(self, cell: Module, reverse: bool = False, unroll: int = 1) -> None:
-        """Keep the cell, a module from (x, h) to (y, h)."""
-        super().__init__()
-        _check(self, cell, reverse, unroll)
-        self.cell = cell
-        self.reverse = reverse
-        self.unroll = unroll
-
-    def setup(  # pyright: ignore[reportIncompatibleMethodOverride] -- the documented name
-        self, xh: tuple[Any, Any]
-    ) -> None:
-        """Set up the cell, for the first step that is run."""
-        _set_up(self, xh)
-
     def forward(
-        self,
-        xh: tuple[Any, Any],
-        rng: None = None,
-        inference_mode: bool = False,
-        batch_axis_name: AxisName = (),
+        self, xh: tuple[Any, Any], rng: None = None,
+        inference_mode: bool = False, batch_axis_name: AxisName = (),
     ) -> tuple[Any, Any]:
         """Return the outputs of all steps and the last carry."""
-        return _run(self, xh, None, inference_mode, batch_axis_name)
+        return self._run(xh, None, inference_mode, batch_axis_name)
 
 
-class RecurrentRng(Module):
+class RecurrentRng(_Recurrent):
     """A cell that needs a key, run over time: (xs, h) -> (ys, h), see `mlax.recurrent`."""
 
-    _config: RecurrentConfig
-
-    def __init__(self, cell: Module, reverse: bool = False, unroll: int = 1) -> None:
-        """Keep the cell, a module from (x, h) to (y, h)."""
-        super().__init__()
-        _check(self, cell, reverse, unroll)
-        self.cell = cell
-        self.reverse = reverse
-        self.unroll = unroll
-
-    def setup(  # pyright: ignore[reportIncompatibleMethodOverride] -- the documented name
-        self, xh: tuple[Any, Any]
-    ) -> None:
-        """Set up the cell, for the first step that is run."""
-        _set_up(self, xh)
-
     def forward(
-        self,
-        xh: tuple[Any, Any],
-        rng: Key | None,
-        inference_mode: bool = False,
-        batch_axis_name: AxisName = (),
+        self, xh: tuple[Any, Any], rng: Key | None,
+        inference_mode: bool = False, batch_axis_name: AxisName = (),
     ) -> tuple[Any, Any]:
         """Return the outputs of all steps and the last carry."""
-        return _run(self, xh, rng, inference_mode, batch_axis_name)
-
-
-def _check(module: Module, cell: Any, reverse: bool, unroll: int) -> None:
-    if not isinstance(cell, Module):
-        owner = type(module).__name__
-        raise TypeError(arguments.message(owner, "cell", "a module", repr(cell)))
-    recurrent.check(as_layer(cell), reverse, unroll)
-
-
-def _set_up(module: Recurrent | RecurrentRng, xh: tuple[Any, Any]) -> None:
-    layer = recurrent(as_layer(module.cell), module.reverse, module.unroll)
-    unused_key = jax.random.key(0)  # a module that is set up makes its parameters of its own keys
-    params, state = layer.init(unused_key, xh)
-    module.cell = params.combine(state.variables)
-    module._config = state.config
-
-
-def _run(
-    module: Recurrent | RecurrentRng,
-    xh: tuple[Any, Any],
-    rng: Key | None,
-    inference_mode: bool,
-    batch_axis_name: AxisName,
-) -> tuple[Any, Any]:
-    params, variables = module.cell.partition()
-    state = State(variables, module._config)
-    y, state = recurrent.apply(params, state, xh, rng, inference_mode, batch_axis_name)
-    module.cell = params.combine(state.variables)
-    return y
+        return self._run(xh, rng, inference_mode, batch_axis_name)

@@ -1,8 +1,8 @@
-"""Time the initialisation of a ResNet of 20 convolutions, in processes that have done nothing yet.
+"""Time the initialisation of a ResNet of 20 convolutions, in fresh processes.
 
     python tests/benchmarks/cold_init.py
 
-By hand it is one call of `jax.nn.initializers` for each array, as a script would write it.
+By hand means one call of `jax.nn.initializers` for each array, as a script would write it.
 Rounds of both are interleaved; the figures are medians over the rounds.
 """
 

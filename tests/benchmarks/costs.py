@@ -2,10 +2,10 @@
 
     python tests/benchmarks/costs.py [NAME ...]
 
-A step of training returns the loss and what goes into the next step. Rounds of the contenders are
-interleaved in changing order. A line has the medians of a step, from the call until the loss is
-there, and two ratios to the step by hand: of the step, and of the call alone, which returns
-before the loss is there (dispatch).
+A training step returns the loss and the input of the next step. Rounds of the contenders are
+interleaved in changing order. Each line has the median time of a step, from the call until the
+loss is ready, and two ratios to the step by hand: of the step, and of the call alone, which returns
+before the loss is ready (dispatch).
 """
 
 import argparse
@@ -30,7 +30,7 @@ Make = Callable[[], Callable[[], Any]]
 
 
 def training(loss: Callable[..., Any], carry: Any, *inputs: Any) -> Callable[[], Any]:
-    """Return a jitted step of gradient descent; `loss(params, state, *inputs)` has the state too."""
+    """Return a jitted step of gradient descent on `loss(params, state, *inputs)`, with state."""
 
     @jax.jit
     def step(carry: Any, *inputs: Any) -> tuple[Any, jax.Array]:
@@ -43,7 +43,7 @@ def training(loss: Callable[..., Any], carry: Any, *inputs: Any) -> Callable[[],
 
 
 def repeated(step: Callable[..., tuple[Any, jax.Array]], *inputs: Any) -> Callable[[], jax.Array]:
-    """Return what takes a step, keeps what it returns for the next one, and returns the loss."""
+    """Return a function that takes a step, keeps its results for the next, and returns the loss."""
     held = list(inputs)
 
     def run() -> jax.Array:
@@ -173,7 +173,7 @@ LENGTH, FEATURES, HEADS, BATCH, BLOCKS, RATE = 64, 128, 4, 16, 2, 0.1
 
 
 def keyed_training(loss: Callable[..., Any], carry: Any, x: jax.Array) -> Callable[[], Any]:
-    """Return a step of gradient descent that also makes a new key; params, state and key go round."""
+    """Return a step of gradient descent that carries params, state and a key."""
 
     def keyed_loss(params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
         state, key = state
@@ -305,7 +305,7 @@ def mlax_shell(count: int, width: int, batch: int) -> Callable[[], Any]:
 
 
 def traced(make_loss: Callable[[], tuple[Callable[..., Any], Any, Any]]) -> Callable[[], Any]:
-    """Return what traces the gradient of a loss anew."""
+    """Return a function that traces the gradient of a loss anew."""
     loss, carry, x = make_loss()
 
     def trace() -> Any:

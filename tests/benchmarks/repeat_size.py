@@ -3,7 +3,7 @@
     python tests/benchmarks/repeat_size.py
 
 Seconds to trace, lower and compile, and lines of the lowered program (StableHLO). The times
-are the least of a few rounds, each with a function that jax has not seen.
+are the minimum of a few rounds, each with a function that jax has not seen before.
 """
 
 import argparse

@@ -3,10 +3,10 @@
     python tests/benchmarks/training_step.py
 
 The model is `layers` times (linear, bias, relu), narrow so that the cost of a call shows.
-By hand it is a list of tuples (kernel, bias) and a loop. A step returns what goes into the next
-one, and the loss. Rounds of both are interleaved in changing order; the figures are medians over
-the rounds, first of a step whose loss is waited for, then of steps in a row, where jax prepares
-one while another runs.
+By hand it is a list of tuples (kernel, bias) and a loop. A step returns the input of the next one
+and the loss. Rounds of both are interleaved in changing order; the figures are medians over the
+rounds, first of steps that wait for the loss, then of steps in a row, where jax dispatches one
+while another runs.
 """
 
 import argparse

@@ -11,7 +11,7 @@ from jax import lax
 from mlax import Layer
 from mlax.arguments import Padding, Sizes
 from mlax.blocks.conv import conv_transpose, depthwise_conv, separable_conv
-from tests.blocks.oracle import KEY, assert_close, assert_layer_equals, normal
+from tests.oracle import KEY, assert_close, assert_layer_equals, normal
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,15 @@ def test_conv_transpose(
         )
         return y[0]
 
-    layer = conv_transpose(3, window, strides, padding, dilation)
+    layer = conv_transpose(
+        3, filter_shape=window, strides=strides, padding=padding, filter_dilation=dilation
+    )
     assert_layer_equals(layer, oracle, normal(4, 3, 2))
 
 
 def test_conv_transpose_written_out() -> None:
     x = normal(4, 2)
-    params, state = conv_transpose.init(KEY, x, 3, 3, strides=2)
+    params, state = conv_transpose.init(KEY, x, 3, filter_shape=3, strides=2)
     y, _ = conv_transpose.apply(params, state, x)
     wanted = np.zeros((9, 3))
     for i in range(4):
@@ -58,10 +60,11 @@ def test_conv_transpose_written_out() -> None:
 @pytest.mark.parametrize("padding", ["SAME", "VALID", 1])
 def test_conv_transpose_of_channels_that_come_first(padding: Padding) -> None:
     x = normal(4, 3, 2)
-    params, state = conv_transpose.init(KEY, x, 3, 2, 2, padding)
+    hparams: dict[str, Any] = {"filter_shape": 2, "strides": 2, "padding": padding}
+    params, state = conv_transpose.init(KEY, x, 3, **hparams)
     y, _ = conv_transpose.apply(params, state, x)
     first, state = conv_transpose.init(
-        KEY, x.transpose(2, 0, 1), 3, 2, 2, padding, data_format="channel_first"
+        KEY, x.transpose(2, 0, 1), 3, **hparams, data_format="channel_first"
     )
     assert_close(first.kernel, params.kernel.transpose(0, 3, 1, 2))
     assert_close(
@@ -90,7 +93,9 @@ def test_depthwise_conv(multiplier: int, strides: tuple[int, int], padding: str)
         ]
         return jnp.stack(channels, -1)
 
-    layer = depthwise_conv((3, 2), multiplier, strides, padding)
+    layer = depthwise_conv(
+        (3, 2), channel_multiplier=multiplier, strides=strides, padding=padding
+    )
     assert_layer_equals(layer, oracle, normal(5, 4, 3))
 
 
@@ -109,15 +114,16 @@ def test_separable_conv() -> None:
         pointwise = params["pointwise"].kernel[:, 0, 0]
         return jnp.einsum("hwi,oi->hwo", jnp.stack(channels, -1), pointwise)
 
-    assert_layer_equals(separable_conv(5, 2, 2, filter_dilation=(2, 1)), oracle, normal(5, 4, 3))
+    layer = separable_conv(5, filter_shape=2, channel_multiplier=2, filter_dilation=(2, 1))
+    assert_layer_equals(layer, oracle, normal(5, 4, 3))
 
 
 def test_specs() -> None:
     x = normal(4, 3, 2)
-    wanted, state = separable_conv.init(KEY, x, 5, 2)
+    wanted, state = separable_conv.init(KEY, x, 5, filter_shape=2)
     y, _ = separable_conv.apply(wanted, state, x)
     params, state = separable_conv.init(
-        KEY, x.transpose(0, 2, 1), 5, 2, data_format=("HCW", "IHWO", "CWH")
+        KEY, x.transpose(0, 2, 1), 5, filter_shape=2, data_format=("HCW", "IHWO", "CWH")
     )
     assert_close(
         jax.tree.map(lambda kernel: kernel.transpose(3, 1, 2, 0), params), wanted
@@ -135,12 +141,16 @@ def test_half_precision() -> None:
     x = normal(4, 4, 2).astype(jnp.bfloat16)
     # Any: their parameters are of different types.
     layers: tuple[Layer[Any, Any, jax.Array, jax.Array], ...]
-    layers = conv_transpose(3, 2), depthwise_conv(2), separable_conv(3, 2)
+    layers = (
+        conv_transpose(3, filter_shape=2),
+        depthwise_conv(2),
+        separable_conv(3, filter_shape=2),
+    )
     for layer in layers:
         params, state = layer.init(KEY, x)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
         assert layer.apply(params, state, x)[0].dtype == jnp.bfloat16
-    wide = separable_conv(3, 2, accum_dtype=jnp.float32, dtype=jnp.bfloat16)
+    wide = separable_conv(3, filter_shape=2, accum_dtype=jnp.float32, dtype=jnp.bfloat16)
     params, state = wide.init(KEY, x)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(jnp.bfloat16)}
     assert wide.apply(params, state, x)[0].dtype == jnp.float32
@@ -149,18 +159,18 @@ def test_half_precision() -> None:
 def test_errors() -> None:
     x = normal(4, 4, 2)
     with pytest.raises(ValueError, match="conv_transpose: expected padding to be VALID, SAME"):
-        conv_transpose(3, 2, padding="SAME_LOWER")
+        conv_transpose(3, filter_shape=2, padding="SAME_LOWER")
     with pytest.raises(ValueError, match="conv_transpose: expected out_channels to be a positive"):
-        conv_transpose(0, 2)
+        conv_transpose(0, filter_shape=2)
     with pytest.raises(ValueError, match="conv_transpose: expected strides to be an integer or 2"):
-        conv_transpose(3, 2, (1, 1, 1)).init(KEY, x)
+        conv_transpose(3, filter_shape=2, strides=(1, 1, 1)).init(KEY, x)
     with pytest.raises(ValueError, match="depthwise_conv: expected channel_multiplier to be a pos"):
-        depthwise_conv(2, 0)
+        depthwise_conv(2, channel_multiplier=0)
     with pytest.raises(ValueError, match="depthwise_conv: expected x with at least 2 axes"):
         depthwise_conv(2).init(KEY, normal(3))
     with pytest.raises(ValueError, match="depthwise_conv: expected data_format to be a spec of 3"):
         depthwise_conv(2, data_format=("HWDC", "HWDIO", "HWDC")).init(KEY, x)
     with pytest.raises(ValueError, match="separable_conv: expected filter_shape to be a positive"):
-        separable_conv(3, -1)
+        separable_conv(3, filter_shape=-1)
     with pytest.raises(TypeError, match="expected x to be of a floating dtype"):
-        separable_conv(3, 2).init(KEY, jnp.ones((4, 4, 2), jnp.int32))
+        separable_conv(3, filter_shape=2).init(KEY, jnp.ones((4, 4, 2), jnp.int32))

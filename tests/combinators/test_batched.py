@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import Mesh, PartitionSpec
 
 import mlax
@@ -14,7 +15,7 @@ from mlax import AxisName, Key, Layer
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(3, 2, (8, 3)).astype(np.float32)
-# Any: layers of all kinds stand beside each other.
+# Any: layers of all kinds side by side.
 AnyLayer = Layer[Any, Any, Any, Any]
 
 
@@ -145,7 +146,7 @@ def test_a_batch_of_another_size() -> None:
 
 def test_nested_batches_make_one_batch() -> None:
     x = jnp.asarray(X.reshape(2, 4, 3))
-    model = mlax.batched(mlax.batched(mlax.z_norm(()), "inner"), "outer")
+    model = mlax.batched(mlax.batched(mlax.z_norm(()), axis_name="inner"), axis_name="outer")
     y, after = model.apply(*model.init(KEY, x), x)
     np.testing.assert_allclose(np.reshape(y, (8, 3)), normalised(X), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(after.variables.mean, 0.1 * X.mean(0), rtol=1e-5)
@@ -216,7 +217,7 @@ def test_arrays_without_a_common_axis_raise(x: Any, shapes: str) -> None:
 def test_wrong_hyperparameters_raise_at_once() -> None:
     for wrong in (1, -1, True, "batch"):
         with pytest.raises((TypeError, ValueError), match="^batched: expected state_axis to be "):
-            mlax.batched(SUM, "batch", wrong)  # type: ignore[arg-type]  # wrong types on purpose
+            mlax.batched(SUM, state_axis=wrong)  # type: ignore[call-overload]  # wrong types on purpose
 
 
 def test_a_learned_embedding_of_half_precision() -> None:
@@ -226,3 +227,16 @@ def test_a_learned_embedding_of_half_precision() -> None:
     y, _ = model.apply(params, state, x)
     expected = np.asarray(params[0].embedding)[np.asarray(x)]
     np.testing.assert_array_equal(y, expected.astype(jnp.bfloat16))
+
+
+def test_a_symbolic_batch_can_be_exported() -> None:
+    model = mlax.batched(mlax.dense(2))
+    x = jnp.ones((2, 3))
+    params, state = model.init(KEY, x)
+    (size,) = export.symbolic_shape("size")
+    exported = export.export(jax.jit(lambda params, x: model.apply(params, state, x)[0]))(
+        params, jax.ShapeDtypeStruct((size, 3), jnp.float32)
+    )
+    for count in (1, 5):
+        x = jnp.ones((count, 3))
+        np.testing.assert_allclose(exported.call(params, x), model.apply(params, state, x)[0])

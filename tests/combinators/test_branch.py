@@ -12,7 +12,7 @@ from mlax import Key, Layer
 
 KEY = jax.random.key(0)
 X = jnp.array([1.0, -2.0, 0.5])
-# Any: layers of all kinds stand beside each other.
+# Any: layers of all kinds side by side.
 AnyLayer = Layer[Any, Any, Any, Any]
 
 

@@ -1,4 +1,4 @@
-"""Tests of `mlax.composed`: layers made of others once the shape of the input is known."""
+"""Tests of `mlax.composed`: layers that depend on the shape of the input."""
 
 import inspect
 import pickle
@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 import mlax
-from mlax import Layer, arguments
+from mlax import Layer
+from mlax.types import Size
 
 KEY = jax.random.key(0)
 X = jnp.array([1.0, -2.0, 0.5])
-# Any: layers of all kinds stand beside each other.
+# Any: layers of all kinds side by side.
 AnyLayer = Layer[Any, Any, Any, Any]
 
 
-@mlax.composed(checks={"times": arguments.check_size})
-def widen(x: jax.ShapeDtypeStruct, times: int, bias: bool = True) -> AnyLayer:
+@mlax.composed()
+def widen(x: jax.ShapeDtypeStruct, times: Size, bias: bool = True) -> AnyLayer:
     """A linear layer that is `times` as wide as its input."""
     wide: AnyLayer = mlax.linear(times * x.shape[-1])
     return mlax.series(kernel=wide, bias=mlax.bias(-1)) if bias else wide
@@ -33,7 +34,7 @@ def normed(x: jax.ShapeDtypeStruct) -> AnyLayer:
 
 @mlax.composed()
 def noisy(x: jax.ShapeDtypeStruct) -> AnyLayer:
-    """A layer that needs a key, which is not allowed."""
+    """A layer that needs a key without declaring it."""
     return mlax.dropout(0.5, 0)
 
 
@@ -45,7 +46,7 @@ def notes(error: pytest.ExceptionInfo[BaseException]) -> list[str]:
 def test_values_and_the_key_of_the_block_itself() -> None:
     model = widen(times=2)
     params, state = model.init(KEY, X)
-    assert mlax.paths(params) == ["bias.bias", "kernel.kernel"]
+    assert mlax.paths(params) == ["kernel.kernel", "bias.bias"]
     kernel = mlax.linear(6).init(jax.random.fold_in(KEY, 0), X)[0].kernel
     np.testing.assert_array_equal(params["kernel"].kernel, kernel)
     bare, _ = widen(2, bias=False).init(KEY, X)

@@ -13,7 +13,7 @@ from mlax import AxisName, Key, Layer
 KEY = jax.random.key(0)
 RNG = jax.random.key(1)
 X = jnp.array([1.0, -2.0, 0.5])
-# Any: layers of all kinds stand beside each other.
+# Any: layers of all kinds side by side.
 AnyLayer = Layer[Any, Any, Any, Any]
 
 

@@ -1,4 +1,4 @@
-"""Tests of `mlax.add` and `mlax.concatenate`."""
+"""Tests of `mlax.add`, `mlax.multiply` and `mlax.concatenate`."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from mlax import Layer
 
 KEY = jax.random.key(0)
 A, B = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[10.0, 20.0], [30.0, 40.0]])
-# Any: layers of all kinds stand beside each other.
+# Any: layers of all kinds side by side.
 AnyLayer = Layer[Any, Any, Any, Any]
 
 
@@ -32,6 +32,28 @@ def test_add(x: Any) -> None:
 def test_add_of_one_entry_and_of_half_precision() -> None:
     np.testing.assert_array_equal(run(mlax.add(), (A,)), A)
     assert run(mlax.add(), (A.astype(jnp.bfloat16), B.astype(jnp.bfloat16))).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("x", [(A, B, A), [A, B, A], {"z": A, "a": B, "m": A}], ids=type)
+def test_multiply(x: Any) -> None:
+    np.testing.assert_array_equal(run(mlax.multiply(), x), [[10, 80], [270, 640]])
+    assert mlax.multiply().init(KEY, x)[0] == ()
+
+
+def test_multiply_of_one_entry_and_of_half_precision() -> None:
+    np.testing.assert_array_equal(run(mlax.multiply(), (A,)), A)
+    halves = (A.astype(jnp.bfloat16), B.astype(jnp.bfloat16))
+    assert run(mlax.multiply(), halves).dtype == jnp.bfloat16
+
+
+def test_a_gated_unit() -> None:
+    layers: AnyLayer = mlax.branch(mlax.linear(3), mlax.series(mlax.linear(3), mlax.f(jnp.tanh)))
+    model = mlax.series(layers, mlax.multiply())
+    params, state = model.init(KEY, A)
+    y, _ = jax.jit(model.apply)(params, state, A)
+    value, (gate, _) = params[0]
+    expected = (A @ value.kernel) * np.tanh(A @ gate.kernel)
+    np.testing.assert_allclose(y, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1, -2])
@@ -64,7 +86,10 @@ def test_the_order_of_a_dict_is_the_same_wherever_it_comes_from() -> None:
         (mlax.add(), A, TypeError, "add: expected x to be a tuple or dict"),
         (mlax.add(), (), ValueError, "add: expected x to be at least one array"),
         (mlax.add(), (A, B[0]), ValueError, r"add: expected .*\(2, 2\), \(2,\)"),
-        (mlax.add(), ((A, B), (A, B)), TypeError, "add: expected x to be .*, got one of tuple"),
+        (mlax.add(), ((A, B), (A, B)), TypeError, "add: expected x .*, got a tuple among them"),
+        (mlax.multiply(), A, TypeError, "multiply: expected x to be a tuple or dict"),
+        (mlax.multiply(), {}, ValueError, "multiply: expected x to be at least one array"),
+        (mlax.multiply(), (A, B[0]), ValueError, r"multiply: expected .*\(2, 2\), \(2,\)"),
         (mlax.concatenate(), A, TypeError, "concatenate: expected x to be a tuple or dict"),
         (mlax.concatenate(), {}, ValueError, "concatenate: expected x to be at least one"),
         (mlax.concatenate(0), (A, B[:, :1]), ValueError, r"concatenate: .*\(2, 2\), \(2, 1\)"),

@@ -79,7 +79,7 @@ def keyed_cell(with_default: bool = True) -> AnyLayer:
 
 
 def on_inputs(layer: AnyLayer) -> AnyLayer:
-    """Return a cell that runs the layer on each input and adds the results up."""
+    """Return a cell that runs the layer on each input and sums the results."""
     return mlax.series(
         mlax.parallel(layer, mlax.f(jnp.asarray)),
         mlax.f(lambda yh: (yh[0], yh[1] + jnp.sum(yh[0]))),
@@ -135,7 +135,7 @@ def test_reverse_and_unroll_are_those_of_the_scan() -> None:
 def test_parameters_are_closed_over_and_variables_are_carried() -> None:
     scan = scan_of(mlax.recurrent(ELMAN), (XS, H))
     assert len(scan.invars) == 4  # two parameters, h and xs
-    assert len(scan.outvars) == 2  # h and ys: what is carried comes out
+    assert len(scan.outvars) == 2  # h and ys: the carry comes out
     stateful = on_inputs(mlax.series(mlax.linear(2), mlax.bias(-1), mlax.z_norm(0)))
     scan = scan_of(mlax.recurrent(stateful), (XS, jnp.zeros(())))
     assert len(scan.invars) == 6  # two parameters, h, mean, var and xs
@@ -330,7 +330,7 @@ def test_wrong_argument_raises(
 @pytest.mark.parametrize(
     ("x", "error", "text"),
     [
-        (XS, TypeError, r"x to be a pair \(xs, h\), got ArrayImpl"),
+        (XS, TypeError, r"x to be a pair \(xs, h\), got an array of shape \("),
         ((XS, H, H), TypeError, r"x to be a pair \(xs, h\), got 3 entries"),
         ((jnp.ones(()), H), ValueError, r"xs to be arrays with .*time axis.*, got shapes \[\(\)\]"),
         (((XS, XS[:2]), H), ValueError, r"xs to be .*, got shapes \[\(5, 3\), \(2, 3\)\]"),

@@ -1,4 +1,4 @@
-"""Tests of `mlax.remat`: results and gradients stay, and the program computes again."""
+"""Tests of `mlax.remat`: results and gradients stay the same, and the program recomputes."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from mlax import Key, Layer
 KEY = jax.random.key(0)
 RNG = jax.random.key(1)
 X = jnp.array([1.0, -2.0, 0.5])
-# Any: layers of all kinds stand beside each other.
+# Any: layers of all kinds side by side.
 AnyLayer = Layer[Any, Any, Any, Any]
 
 
@@ -33,7 +33,7 @@ LAYER: AnyLayer = mlax.series(
 
 
 def plain(kernels: tuple[jax.Array, jax.Array], x: jax.Array) -> jax.Array:
-    """Return what the layer makes of x."""
+    """Return the output of the layer for x."""
     hidden = jnp.tanh(noisy(x @ kernels[0], RNG))
     spread = jnp.sqrt(hidden.var() + 1e-5)
     return jnp.matmul((hidden - hidden.mean()) / spread, kernels[1])
@@ -41,7 +41,7 @@ def plain(kernels: tuple[jax.Array, jax.Array], x: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.dots_saveable])
 def test_results_and_gradients(policy: Any) -> None:
-    model = mlax.remat(LAYER, policy)
+    model = mlax.remat(LAYER, policy=policy)
     params, state = model.init(KEY, X)
     kernels = (params[0].kernel, params[4].kernel)
 
@@ -82,7 +82,7 @@ def test_the_backward_pass_computes_again() -> None:
 
     assert program(LAYER).count("tanh") == 1
     assert program(mlax.remat(LAYER)).count("tanh") == 2
-    assert program(mlax.remat(LAYER, policy)).count("tanh") == 1
+    assert program(mlax.remat(LAYER, policy=policy)).count("tanh") == 1
     assert "dot_general" in asked
     assert "remat" in program(mlax.remat(LAYER))
     assert "remat" not in program(LAYER)
@@ -101,4 +101,4 @@ def test_inference_and_inputs_that_are_pytrees() -> None:
 def test_a_policy_is_a_function() -> None:
     wrong: Any = "dots"  # wrong types on purpose
     with pytest.raises(TypeError, match="^remat: expected policy to be a function, got 'dots'"):
-        mlax.remat(mlax.linear(2), wrong)
+        mlax.remat(mlax.linear(2), policy=wrong)

@@ -1,4 +1,4 @@
-"""Tests of `mlax.repeat` against n layers written out, and of what does not grow with n."""
+"""Tests of `mlax.repeat` against n layers written out, and of costs that do not grow with n."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from mlax import AxisName, Key, Layer
 KEY = jax.random.key(0)
 RNG = jax.random.key(1)
 X = jnp.array([1.0, -2.0, 0.5])
-# Any: layers of all kinds stand beside each other.
+# Any: layers of all kinds side by side.
 AnyLayer = Layer[Any, Any, Any, Any]
 
 
@@ -50,7 +50,7 @@ BLOCK: AnyLayer = Layer(block_init, block_apply)
 
 
 def written_out(params: Any, state: Any, x: jax.Array, n: int) -> tuple[jax.Array, Any]:
-    """Return what n blocks in series make of x."""
+    """Return the output of n blocks in series."""
     after = []
     for i in range(n):
         key = RNG if n == 1 else jax.random.fold_in(RNG, i)
@@ -60,7 +60,7 @@ def written_out(params: Any, state: Any, x: jax.Array, n: int) -> tuple[jax.Arra
 
 
 def loss_of(outputs: Callable[..., tuple[Any, Any]], *args: Any) -> Callable[..., Any]:
-    """Return the function of params and x to (loss, state)."""
+    """Return the function from params and x to (loss, state)."""
 
     def loss(params: Any, x: jax.Array) -> tuple[jax.Array, Any]:
         y, state = outputs(params, *args[:1], x, *args[1:])
@@ -229,10 +229,11 @@ def test_a_layer_that_changes_its_input_raises() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "wanted"),
     [
-        ((0,), ValueError, "n to be a positive integer, got 0"),
-        ((2.0,), TypeError, "n to be a positive integer, got 2.0"),
-        ((2, 0), ValueError, "unroll to be a positive integer, got 0"),
-        ((2, 1, True, 3), TypeError, "policy to be a function, got 3"),
+        ({"n": 0}, ValueError, "n to be a positive integer, got 0"),
+        ({"n": 2.0}, TypeError, "n to be a positive integer, got 2.0"),
+        ({"unroll": 0}, ValueError, "unroll to be a positive integer, got 0"),
+        ({"remat": 1}, TypeError, "remat to be True or False, got 1"),
+        ({"policy": 3}, TypeError, "policy to be a function, got 3"),
     ],
 )
 def test_wrong_hyperparameters_raise_at_once(
@@ -241,4 +242,4 @@ def test_wrong_hyperparameters_raise_at_once(
     wanted: str,
 ) -> None:
     with pytest.raises(error, match=f"^repeat: expected {wanted}"):
-        mlax.repeat(mlax.linear(3), *arguments)
+        mlax.repeat(mlax.linear(3), **{"n": 2, **arguments})

@@ -1,6 +1,6 @@
 """Tests of `mlax.residual`: values, gradients, keys, variables and errors."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from mlax import Key, Layer
 
 KEY = jax.random.key(0)
 X = jnp.array([1.0, -2.0, 0.5])
-# Any: layers of all kinds stand beside each other.
+# Any: layers of all kinds side by side.
 AnyLayer = Layer[Any, Any, Any, Any]
 
 
@@ -41,12 +41,51 @@ def test_values_with_a_shortcut() -> None:
 
 
 def test_inputs_may_be_pytrees() -> None:
-    model: AnyLayer = mlax.residual(mlax.f(lambda x: {"a": 2 * x["a"], "b": (x["b"][0] + 1,)}))
+    inner: AnyLayer = mlax.f(lambda x: {"a": 2 * x["a"], "b": (x["b"][0] + 1,)})
+    model = mlax.residual(inner, at="a")
     x = {"a": X, "b": (jnp.ones((2, 2)),)}
     params, state = model.init(KEY, x)
     y, _ = model.apply(params, state, x)
     np.testing.assert_allclose(y["a"], 3 * np.asarray(X))
-    np.testing.assert_allclose(y["b"][0], np.full((2, 2), 3.0))
+    np.testing.assert_allclose(y["b"][0], np.full((2, 2), 2.0))
+    with pytest.raises(TypeError, match=r"^residual: .* a dict; .*at="):
+        mlax.residual(inner).init(KEY, x)
+
+
+class Masked(NamedTuple):
+    """Features and their mask."""
+
+    x: jax.Array
+    """The features."""
+    mask: jax.Array
+    """Whether each counts."""
+
+
+def test_the_entry_that_is_added() -> None:
+    mask = jnp.array([True, False, True])
+
+    def double(pair: Any) -> Any:
+        doubled = 2 * pair[0], pair[1]
+        return Masked(*doubled) if isinstance(pair, Masked) else doubled
+
+    model: AnyLayer = mlax.repeat(mlax.residual(mlax.f(double), at=0), 3)
+    for x in ((X, mask), Masked(X, mask)):
+        params, state = model.init(KEY, x)
+        y, _ = model.apply(params, state, x)
+        assert type(y) is type(x)
+        np.testing.assert_allclose(y[0], 27 * np.asarray(X))
+        np.testing.assert_array_equal(y[1], mask)
+    with pytest.raises(TypeError, match="^residual: expected x to be .* the entry 2, got a tuple"):
+        mlax.residual(mlax.f(double), at=2).init(KEY, (X, mask))
+    with pytest.raises(TypeError, match="^residual: expected x to be .* the entry 'x', got an? "):
+        mlax.residual(mlax.f(jnp.sin), at="x").init(KEY, X)
+
+
+def test_a_mask_that_is_passed_on_is_not_added() -> None:
+    model: AnyLayer = mlax.repeat(mlax.residual(mlax.f(lambda pair: (2 * pair[0], pair[1]))), 3)
+    with pytest.raises(TypeError, match="^residual: .*at=0") as error:
+        model.init(KEY, (X, jnp.ones(3)))
+    assert notes(error) == ["in repeat > residual"]
 
 
 def test_gradients_are_those_of_plain_jax() -> None:
@@ -118,12 +157,12 @@ def test_statistics_of_both_ways() -> None:
         ((mlax.linear(2),), r"float32\[3\], got float32\[2\]"),
         ((mlax.linear(2), mlax.linear(4)), r"float32\[4\], got float32\[2\]"),
         ((mlax.f(lambda x: x.astype(jnp.bfloat16)),), r"float32\[3\], got bfloat16\[3\]"),
-        ((mlax.f(lambda x: (x, x)),), r"float32\[3\], got .*float32\[3\].*float32\[3\]"),
         ((mlax.f(lambda x: x[None]),), r"float32\[3\], got float32\[1, 3\]"),
     ],
 )
 def test_results_that_differ_raise(layers: Any, got: str) -> None:  # wrong types on purpose
-    with pytest.raises(ValueError, match=f"^residual: expected the output .* {got}.*; give residual"):
+    wanted = rf"^residual: expected the output .* {got}; .*residual\(layer, shortcut\)"
+    with pytest.raises(ValueError, match=wanted):
         mlax.residual(*layers).init(KEY, X)
 
 

@@ -1,4 +1,4 @@
-"""Tests of `mlax.series`: values, keys, state, errors, and what `init` does and leaves undone."""
+"""Tests of `mlax.series`: values, keys, state, errors, and what `init` does and does not do."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +14,12 @@ from mlax import AxisName, Key, Layer
 
 KEY = jax.random.key(0)
 X = jnp.array([1.0, -2.0, 0.5])
-# Any: layers of all kinds stand beside each other.
+# Any: layers of all kinds side by side.
 AnyLayer = Layer[Any, Any, Any, Any]
 
 
 def bits(key: jax.Array) -> list[int]:
-    """Return a key, typed or raw, as something to compare."""
+    """Return a key, typed or raw, in comparable form."""
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return [int(word) for word in (jax.random.key_data(key) if typed else key)]
 
@@ -348,15 +348,17 @@ def test_init_runs_no_forward_pass() -> None:
 @pytest.mark.parametrize(
     ("layers", "got"),
     [
-        ((mlax.linear,), "linear"),
-        ((mlax.linear(3), jax.nn.relu), "custom_jvp"),
-        ((3,), "3"),
-        (((mlax.linear(3), mlax.bias(-1)),), "linear"),
+        ((mlax.linear,), r"<pair linear> .*; call it.*mlax.linear\("),
+        ((mlax.linear(3), jax.nn.relu), r"the function relu; .*mlax.f\(relu\)"),
+        ((3,), r"3; .*mlax.Layer\(init, apply\)"),
+        (((mlax.linear(3), mlax.bias(-1)),), r"a tuple; .* series\(\*layers\)"),
+        (([mlax.linear(3), mlax.bias(-1)],), r"a list; .* series\(\*layers\)"),
+        ((mlax.nn.Bias(KEY, -1),), r"a module; .*mlax.as_layer\(module\)"),
     ],
-    ids=["pair", "function", "number", "tuple"],
+    ids=["pair", "function", "number", "tuple", "list", "module"],
 )
 def test_what_is_no_layer_raises(layers: Any, got: str) -> None:  # wrong types on purpose
-    wanted = f"^series: expected layers to be .*layer.*, got .*{got}.*; call a pair"
+    wanted = f"^series: expected layers to be a layer, got {got}"
     with pytest.raises(TypeError, match=wanted):
         mlax.series(*layers)
     with pytest.raises(TypeError, match=wanted):
@@ -435,7 +437,7 @@ def test_gradients() -> None:
 def test_parameters_for_a_child_that_has_none_raise() -> None:
     other, _ = mlax.series(mlax.linear(3), mlax.linear(3)).init(KEY, X)
     nested, _ = mlax.series(mlax.linear(3), mlax.series(mlax.linear(3))).init(KEY, X)
-    for wrong, got in ((other, "LinearParams"), (nested, "1 entries")):
+    for wrong, got in ((other, "a LinearParams"), (nested, "1 entries")):
         model: Any = mlax.series(mlax.linear(3), mlax.f(jnp.tanh))  # wrong types on purpose
         _, state = model.init(KEY, X)
         with pytest.raises(TypeError, match=rf"^f: expected params to be \(\), got {got}") as error:

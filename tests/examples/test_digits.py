@@ -1,4 +1,4 @@
-"""The digits program learns, in both styles alike, and draws what it did."""
+"""The digits program learns, equally in both styles, and plots the result."""
 
 import sys
 from pathlib import Path

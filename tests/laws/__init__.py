@@ -1,1 +1,1 @@
-"""The laws that every layer fulfils, and the registry of the layers."""
+"""The laws that every layer obeys, and the registry of all layers."""

@@ -1,15 +1,15 @@
-"""Every public pair and every class of `mlax.nn`, in small cases that the laws are tested on.
+"""Every public layer and every class of `mlax.nn`, as small cases to test the laws on.
 
 A case is a layer, an input, and a module that does the same: of the class that corresponds to
-the pair, of `F` or `FRng` for dropout and pooling, or none for the combinators and blocks that
-`mlax.nn` lacks. Functions that end up in a state stand at the top level here, so that they can
-be pickled.
+the layer, of `F` or `FRng` for dropout and pooling, or None if `mlax.nn` has no such class.
+Functions that end up in a state are at the top level here, so that they can be pickled.
 """
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,11 @@ from jax import lax
 
 import mlax
 from mlax import functional, nn
-from mlax.pair import AxisName, Key, Layer, PairBase
+from mlax.arguments import AnyLayer
+from mlax.combinators import Call, Child, Made, init_only_child, transform
+from mlax.layer import AxisName, Key, Layer, State
+from mlax.pair import PairBase, require_params
+from mlax.testing import Example, spy
 
 KEY = jax.random.key(3)
 """The key that every layer and every module is made with."""
@@ -29,36 +33,41 @@ class Case:
     """A layer, an input, and a module that does the same."""
 
     name: str
-    pair: PairBase[Any, Any, Any, Any]
-    hparams: tuple[Any, ...] = ()
-    named_hparams: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    layer: AnyLayer
     x: Any
     """A pytree of NumPy arrays."""
+    made_by: str = ""
+    """The public function that made the layer, where it is no pair."""
     module: Callable[[Key], mlax.Module] | None = None
     """Makes the module from the key that `init` gets."""
     params: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """For each trained leaf of the module its path, and the path of the same leaf in params."""
     state: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Likewise for the other leaves, and the state."""
-    needs_key: bool = False
-    with_pair: PairBase[Any, Any, Any, Any] | None = None
-    """A pair that can stand only inside of this one."""
-    no_gradient: str = ""
-    """Why there is no gradient, if there is none."""
+    skip: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The laws that it can't obey, by name, and why."""
     tolerance: float = 1e-5
     """How far apart results may be, absolutely and relatively, that differ in rounding."""
     over_batch: bool = False
     """Whether it makes use of `batch_axis_name`."""
+    of_layers: bool = False
+    """Whether it is made of other layers, which may have indices instead of names."""
 
     @property
-    def layer(self) -> Layer[Any, Any, Any, Any]:
-        """The layer."""
-        return self.pair.bind(*self.hparams, **self.named_hparams)
+    def pair(self) -> PairBase[Any, Any, Any, Any] | None:
+        """The pair of the layer, if it has one."""
+        pair: PairBase[Any, Any, Any, Any] | None = getattr(self.layer.init, "pair", None)
+        return pair
+
+    @functools.cached_property
+    def example(self) -> Example:
+        """The layer with its input."""
+        return Example(self.layer, self.input(), KEY, self.tolerance)
 
     @property
     def rng(self) -> Key | None:
         """The key for `apply` in training."""
-        return jax.random.key(11) if self.needs_key else None
+        return self.example.key_in_training
 
     def input(self, dtype: Any = jnp.float32) -> Any:
         """Return x with its floating leaves in `dtype`."""
@@ -76,24 +85,13 @@ class Case:
 
 
 def normal(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return numbers that are the same for a shape whenever it is asked for."""
+    """Return numbers that are always the same for the same shape."""
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
 
 
 def is_positive(x: jax.Array) -> jax.Array:
-    """Return 1 where the sum of x is positive, else 0."""
+    """Return 1 if the sum of x is positive, else 0."""
     return (x.sum() > 0).astype(jnp.int32)
-
-
-def with_itself(tied: Layer[Any, Any, Any, Any]) -> Layer[Any, Any, Any, Any]:
-    """Return a layer, a bias, and the layer transposed."""
-    return mlax.series(tied, mlax.bias(-1), mlax.reuse(tied, transposed))
-
-
-def transposed(params: Any, x: jax.Array) -> jax.Array:
-    """Return x times the transposed kernel."""
-    y: jax.Array = x @ params.kernel.T
-    return y
 
 
 def half(x: Any) -> Any:
@@ -108,7 +106,7 @@ def centred(x: jax.Array, axis_name: AxisName) -> jax.Array:
 
 
 def exchanged(x: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Return a and b the other way round."""
+    """Return a and b swapped."""
     return {"a": x["b"], "b": x["a"]}
 
 
@@ -158,6 +156,135 @@ def gate_apply(
 
 GATE = Layer(gate_init, gate_apply)
 """A user's own pair, whose state is no `mlax.State`."""
+
+
+class GainParams(NamedTuple):
+    """Parameters of `gain`."""
+
+    gain: jax.Array
+    """A factor for each number of x."""
+
+
+class GainConfig(NamedTuple):
+    """Configuration of `gain`."""
+
+    power: int
+    """The exponent of the factors."""
+
+
+def gain_apply(params: GainParams, config: GainConfig, x: jax.Array) -> jax.Array:
+    """Return gain**power * x."""
+    return params.gain.astype(x.dtype) ** config.power * x
+
+
+@mlax.stateless(gain_apply, GainConfig)
+def gain(rng: Key, x: jax.Array, power: int = 1) -> GainParams:
+    """A user's own stateless layer."""
+    return GainParams(jax.random.normal(rng, x.shape))
+
+
+class CountedGainConfig(NamedTuple):
+    """Configuration of `counted_gain`."""
+
+    rate: float
+    """The growth of the factors with each call."""
+
+
+def counted_gain_apply(
+    params: GainParams,
+    state: State[jax.Array, CountedGainConfig],
+    x: jax.Array,
+    rng: Key | None = None,
+    inference_mode: bool = False,
+    batch_axis_name: AxisName = (),
+) -> tuple[jax.Array, State[jax.Array, CountedGainConfig]]:
+    """Return gain * x, and count the calls in training."""
+    require_params("counted_gain", params, GainParams, state.config)
+    steps = state.variables
+    y = (params.gain + state.config.rate * steps).astype(x.dtype) * x
+    return y, State(steps if inference_mode else steps + 1, state.config)
+
+
+@mlax.layer(counted_gain_apply, config=CountedGainConfig)
+def counted_gain(
+    rng: Key, x: jax.Array, rate: float
+) -> tuple[GainParams, State[jax.Array, CountedGainConfig]]:
+    """A user's own layer with a state."""
+    steps = jnp.zeros((), jnp.int32)
+    return GainParams(jax.random.normal(rng, x.shape)), State(steps, CountedGainConfig(rate))
+
+
+@mlax.combinator
+def alternate(x: Any, a: mlax.Sublayer, b: mlax.Sublayer, n: int) -> Any:
+    """A user's own combinator."""
+    for _ in range(n):
+        x = b(a(x))
+    return x
+
+
+class RecomputeConfig(NamedTuple):
+    """Configuration of `recompute`."""
+
+    layer: Child
+    """The layer."""
+
+
+def recompute_apply(
+    call: Call, config: RecomputeConfig, params: Any, variables: Any, x: Any
+) -> tuple[Any, Any]:
+    """Return the output of the layer."""
+
+    def run(params: Any, variables: Any, x: Any, rng: Key | None) -> tuple[Any, Any]:
+        return call(config.layer, params, variables, x, rng)
+
+    recomputed: tuple[Any, Any] = jax.checkpoint(run)(params, variables, x, call.rng)
+    return recomputed
+
+
+@transform(recompute_apply, RecomputeConfig)
+def recompute(rng: Key, x: Any, layer: AnyLayer) -> Made:
+    """The example combinator of the author's kit."""
+    return init_only_child("recompute", layer, rng, x)
+
+
+@mlax.composed()
+def widened(x: jax.Array, times: int) -> AnyLayer:
+    """A layer that depends on the shape of x."""
+    return mlax.linear(times * x.shape[-1])
+
+
+@mlax.composed(needs_rng=True)
+def spies_for_each(x: jax.Array) -> AnyLayer:
+    """One spy for each number in x."""
+    layers: AnyLayer = mlax.series(*[spy() for _ in range(x.shape[0])])
+    return layers
+
+
+@mlax.block(
+    norm=mlax.layer_norm(),
+    drop=mlax.dropout(0.5, 0),
+    body=mlax.series(mlax.dense(4), mlax.z_norm((0,))),
+    position=mlax.parameter((3, 4), jax.random.normal),
+)
+def encoder(sub: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Layers of each kind, wired by a function."""
+    x, mask = inputs
+    y = sub.body(sub.drop(sub.norm(x) + sub.position().astype(x.dtype)))
+    return x + jnp.where(mask[:, None], y, 0), mask
+
+
+@mlax.block(embed=mlax.embed(5, 3), body=mlax.dense(3))
+def tied(sub: Any, tokens: jax.Array) -> jax.Array:
+    """A language model whose last layer shares the weights of the first."""
+    x = sub.body(sub.body(sub.embed(tokens)))
+    logits: jax.Array = x @ sub.embed.params.embedding.T
+    return logits
+
+
+@mlax.block(a=spy(), b=spy(), c=spy())
+def called_twice(sub: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Spies, one of which is called twice."""
+    return sub.a(sub.b(x)), sub.c(sub.b(x))
 
 
 def dropout_module() -> nn.FRng:
@@ -227,69 +354,59 @@ STATISTICS = {".moving_mean.data": ".variables.mean", ".moving_var.data": ".vari
 CASES = (
     Case(
         name="linear",
-        pair=mlax.linear,
-        hparams=(3,),
+        layer=mlax.linear(3),
         x=normal(4),
         module=lambda key: nn.Linear(key, 3),
         params={".linear_kernel.data": ".kernel"},
     ),
     Case(
         name="linear-transposed",
-        pair=mlax.linear,
-        hparams=(3, ("highest", "default"), None, True, jax.random.normal),
+        layer=mlax.linear(3, ("highest", "default"), None, True, jax.random.normal),
         x=normal(2, 4),
-        module=lambda key: nn.Linear(
-            key, 3, ("highest", "default"), None, True, jax.random.normal
-        ),
+        module=lambda key: nn.Linear(key, 3, ("highest", "default"), None, True, jax.random.normal),
         params={".linear_kernel.data": ".kernel"},
     ),
     Case(
         name="linear-bfloat16",
-        pair=mlax.linear,
-        hparams=(2,),
-        named_hparams={"accum_dtype": jnp.float32, "dtype": jnp.bfloat16},
+        layer=mlax.linear(2, accum_dtype=jnp.float32, dtype=jnp.bfloat16),
         x=normal(2, 1, 3),
         module=lambda key: nn.Linear(key, 2, accum_dtype=jnp.float32, dtype=jnp.bfloat16),
         params={".linear_kernel.data": ".kernel"},
-        no_gradient="the result is in float32, accum_dtype, too coarse for finite differences",
+        skip={
+            "gradients": "the result is in float32, accum_dtype, too coarse for finite differences"
+        },
     ),
     Case(
         name="bias",
-        pair=mlax.bias,
-        hparams=(-1, jax.random.normal),
+        layer=mlax.bias(-1, jax.random.normal),
         x=normal(3),
         module=lambda key: nn.Bias(key, -1, jax.random.normal),
         params={".bias_kernel.data": ".bias"},
     ),
     Case(
         name="bias-of-some-axes",
-        pair=mlax.bias,
-        hparams=((0, 1, 3), jax.random.normal, jnp.bfloat16),
+        layer=mlax.bias((0, 1, 3), jax.random.normal, jnp.bfloat16),
         x=normal(2, 2, 3),
         module=lambda key: nn.Bias(key, (0, 1, 3), jax.random.normal, jnp.bfloat16),
         params={".bias_kernel.data": ".bias"},
     ),
     Case(
         name="scaler",
-        pair=mlax.scaler,
-        hparams=((-1, 0), jax.random.normal),
+        layer=mlax.scaler((-1, 0), jax.random.normal),
         x=normal(2, 3),
         module=lambda key: nn.Scaler(key, (-1, 0), jax.random.normal),
         params={".scaler_kernel.data": ".scale"},
     ),
     Case(
         name="conv",
-        pair=mlax.conv,
-        hparams=(3, 2),
+        layer=mlax.conv(3, 2),
         x=normal(4, 4, 2),
         module=lambda key: nn.Conv(key, 3, 2),
         params={".conv_kernel.data": ".kernel"},
     ),
     Case(
         name="conv-channel-first",
-        pair=mlax.conv,
-        hparams=(4, (3,), 2, ((1, 2),), None, 2, 2),
-        named_hparams={"data_format": "channel_first"},
+        layer=mlax.conv(4, (3,), 2, ((1, 2),), None, 2, 2, data_format="channel_first"),
         x=normal(2, 6),
         module=lambda key: nn.Conv(
             key, 4, (3,), 2, ((1, 2),), None, 2, 2, data_format="channel_first"
@@ -298,9 +415,16 @@ CASES = (
     ),
     Case(
         name="conv-specs",
-        pair=mlax.conv,
-        hparams=(2, (2, 1), 1, "SAME", None, (1, 2)),
-        named_hparams={"data_format": ("HCW", "IHWO", "CWH"), "precision": "highest"},
+        layer=mlax.conv(
+            2,
+            (2, 1),
+            1,
+            "SAME",
+            None,
+            (1, 2),
+            data_format=("HCW", "IHWO", "CWH"),
+            precision="highest",
+        ),
         x=normal(3, 2, 2),
         module=lambda key: nn.Conv(
             key,
@@ -317,24 +441,22 @@ CASES = (
     ),
     Case(
         name="embed",
-        pair=mlax.embed,
-        hparams=(5, 2),
+        layer=mlax.embed(5, 2),
         x=np.array([[0, 4, 2], [2, 1, 3]], np.int32),
         module=lambda key: nn.Embed(key, 5, 2),
         params={".embed_kernel.data": ".embedding"},
     ),
     Case(
         name="z_norm",
-        pair=mlax.z_norm,
-        hparams=("channel_last",),
+        layer=mlax.z_norm("channel_last"),
         x=normal(3, 2, 2),
         module=lambda key: nn.ZNorm(key, "channel_last"),
         state=STATISTICS,
+        over_batch=True,
     ),
     Case(
         name="z_norm-of-the-batch",
-        pair=mlax.z_norm,
-        hparams=((), 1e-3, 0.5, jax.random.normal, jax.random.uniform),
+        layer=mlax.z_norm((), 1e-3, 0.5, jax.random.normal, jax.random.uniform),
         x=normal(3),
         module=lambda key: nn.ZNorm(key, (), 1e-3, 0.5, jax.random.normal, jax.random.uniform),
         state=STATISTICS,
@@ -342,72 +464,59 @@ CASES = (
     ),
     Case(
         name="z_norm-bfloat16",
-        pair=mlax.z_norm,
-        hparams=((1, -3),),
-        named_hparams={"dtype": jnp.bfloat16},
+        layer=mlax.z_norm((1, -3), dtype=jnp.bfloat16),
         x=normal(2, 3, 2),
         module=lambda key: nn.ZNorm(key, (1, -3), dtype=jnp.bfloat16),
         state=STATISTICS,
+        over_batch=True,
     ),
     Case(
         name="f",
-        pair=mlax.f,
-        hparams=(jax.nn.relu,),
+        layer=mlax.f(jax.nn.relu),
         x=normal(2, 3),
         module=lambda key: nn.F(jax.nn.relu),
     ),
     Case(
         name="f-of-a-dict",
-        pair=mlax.f,
-        hparams=(exchanged, half_of_a := functools.partial(jax.tree.map, half)),
+        layer=mlax.f(exchanged, half_of_a := functools.partial(jax.tree.map, half)),
         x={"a": normal(2), "b": normal(3)},
         module=lambda key: nn.F(exchanged, half_of_a),
     ),
     Case(
         name="f-of-a-partial",
-        pair=mlax.f,
-        hparams=(leaky := functools.partial(jax.nn.leaky_relu, negative_slope=0.2),),
+        layer=mlax.f(leaky := functools.partial(jax.nn.leaky_relu, negative_slope=0.2)),
         x=normal(3),
         module=lambda key: nn.F(leaky),
     ),
     Case(
         name="f-with-axis-name",
-        pair=mlax.f,
-        hparams=(centred, half),
+        layer=mlax.f(centred, half),
         x=normal(3),
         module=lambda key: nn.F(centred, half),
         over_batch=True,
     ),
     Case(
         name="f_rng",
-        pair=mlax.f_rng,
-        hparams=(noise, without_noise),
+        layer=mlax.f_rng(noise, without_noise),
         x=normal(2, 3),
         module=lambda key: nn.FRng(noise, without_noise),
-        needs_key=True,
     ),
     Case(
         name="dropout",
-        pair=mlax.dropout,
-        hparams=(0.5, 0),
+        layer=mlax.dropout(0.5, 0),
         x=normal(6),
         module=lambda key: dropout_module(),
-        needs_key=True,
     ),
     Case(
         name="max_pool",
-        pair=mlax.max_pool,
-        hparams=(2, 2),
+        layer=mlax.max_pool(2, 2),
         x=normal(4, 4, 2),
         module=lambda key: nn.F(functools.partial(functional.max_pool, window_shape=2, strides=2)),
     ),
     Case(
         name="max_pool-of-integers",
-        pair=mlax.max_pool,
-        hparams=((2,),),
-        named_hparams={"padding": 1, "data_format": "CW"},
+        layer=mlax.max_pool((2,), padding=1, data_format="CW"),
         x=np.arange(10, dtype=np.int32).reshape(2, 5) % 7 - 3,
-        no_gradient="no number in it is floating",
         module=lambda key: nn.F(
             functools.partial(
                 functional.max_pool, window_shape=2, padding=(1,), data_format="channel_first"
@@ -416,8 +525,7 @@ CASES = (
     ),
     Case(
         name="avg_pool",
-        pair=mlax.avg_pool,
-        hparams=((2, 1), (1, 2), "SAME"),
+        layer=mlax.avg_pool((2, 1), (1, 2), "SAME"),
         x=normal(3, 3, 1),
         module=lambda key: nn.F(
             functools.partial(
@@ -427,8 +535,7 @@ CASES = (
     ),
     Case(
         name="sum_pool",
-        pair=mlax.sum_pool,
-        hparams=(2, 1, ((1, 0),), 2, 2),
+        layer=mlax.sum_pool(2, 1, ((1, 0),), 2, 2),
         x=normal(4, 2),
         module=lambda key: nn.F(
             functools.partial(
@@ -442,8 +549,7 @@ CASES = (
     ),
     Case(
         name="pool",
-        pair=mlax.pool,
-        hparams=(jnp.inf, lax.min, 2),
+        layer=mlax.pool(jnp.inf, lax.min, 2),
         x=normal(3, 2),
         module=lambda key: nn.F(
             functools.partial(
@@ -453,8 +559,7 @@ CASES = (
     ),
     Case(
         name="series",
-        pair=mlax.series,
-        hparams=(
+        layer=mlax.series(
             mlax.linear(4),
             mlax.bias(-1, jax.random.normal),
             mlax.f(jax.nn.relu),
@@ -469,17 +574,17 @@ CASES = (
             ".layers.data[3].linear_kernel.data": "[3].kernel",
             ".layers.data[4].bias_kernel.data": "[4].bias",
         },
+        of_layers=True,
     ),
     Case(
         name="series-of-none",
-        pair=mlax.series,
+        layer=mlax.series(),
         x=normal(3),
         module=lambda key: nn.Series([]),
     ),
     Case(
         name="series-with-keys",
-        pair=mlax.series,
-        hparams=(
+        layer=mlax.series(
             mlax.linear(4),
             mlax.dropout(0.5, 0),
             mlax.z_norm((0,)),
@@ -496,13 +601,12 @@ CASES = (
             ".layers.data[2].moving_mean.data": ".variables[2].mean",
             ".layers.data[2].moving_var.data": ".variables[2].var",
         },
-        needs_key=True,
         over_batch=True,
+        of_layers=True,
     ),
     Case(
         name="series-nested",
-        pair=mlax.series,
-        hparams=(
+        layer=mlax.series(
             mlax.series(mlax.linear(3), mlax.z_norm("all")),
             mlax.series(mlax.bias(-1), mlax.dropout(0.5, 0)),
         ),
@@ -526,12 +630,12 @@ CASES = (
             ".layers.data[0].layers.data[1].moving_mean.data": ".variables[0][1].mean",
             ".layers.data[0].layers.data[1].moving_var.data": ".variables[0][1].var",
         },
-        needs_key=True,
+        of_layers=True,
+        over_batch=True,
     ),
     Case(
         name="series-of-foreign-pairs",
-        pair=mlax.series,
-        hparams=(GATE, mlax.as_layer(nn.Linear(jax.random.key(5), 2))),
+        layer=mlax.series(GATE, mlax.as_layer(nn.Linear(jax.random.key(5), 2))),
         x=normal(3),
         module=lambda key: nn.Series(
             [mlax.as_module(GATE, parts(key, 2)[0]), nn.Linear(jax.random.key(5), 2)]
@@ -541,11 +645,11 @@ CASES = (
             ".layers.data[1].linear_kernel.data": "[1].linear_kernel.data",
         },
         state={".layers.data[0].state.data": ".variables[0]"},
+        of_layers=True,
     ),
     Case(
         name="parallel",
-        pair=mlax.parallel,
-        hparams=(mlax.linear(2), mlax.f(half), mlax.z_norm("all")),
+        layer=mlax.parallel(mlax.linear(2), mlax.f(half), mlax.z_norm("all")),
         x=(normal(3), normal(2), normal(2, 2)),
         module=lambda key: nn.Parallel(
             [nn.Linear(parts(key, 3)[0], 2), nn.F(half), nn.ZNorm(parts(key, 3)[2], "all")]
@@ -555,30 +659,30 @@ CASES = (
             ".layers.data[2].moving_mean.data": ".variables[2].mean",
             ".layers.data[2].moving_var.data": ".variables[2].var",
         },
+        of_layers=True,
+        over_batch=True,
     ),
     Case(
         name="parallel-with-keys",
-        pair=mlax.parallel,
-        hparams=(mlax.f_rng(noise, without_noise), mlax.bias(-1), mlax.dropout(0.5, 0)),
+        layer=mlax.parallel(mlax.f_rng(noise, without_noise), mlax.bias(-1), mlax.dropout(0.5, 0)),
         x=(normal(3), normal(2), normal(4)),
         module=lambda key: nn.ParallelRng(
             [nn.FRng(noise, without_noise), nn.Bias(parts(key, 3)[1], -1), dropout_module()]
         ),
         params={".layers.data[1].bias_kernel.data": "[1].bias"},
-        needs_key=True,
+        of_layers=True,
     ),
     Case(
         name="recurrent",
-        pair=mlax.recurrent,
-        hparams=(CELL, False, 2),
+        layer=mlax.recurrent(CELL, False, 2),
         x=(normal(3, 2), normal(3)),
         module=lambda key: nn.Recurrent(cell(parts(key, 1)[0]), False, 2),
         params={".cell.layers.data[1].linear_kernel.data": "[1].kernel"},
+        of_layers=True,
     ),
     Case(
         name="recurrent-reverse-with-keys",
-        pair=mlax.recurrent,
-        hparams=(NOISY_CELL, True),
+        layer=mlax.recurrent(NOISY_CELL, True),
         x=(normal(3, 2), normal(3)),
         module=lambda key: nn.RecurrentRng(noisy_cell(parts(key, 1)[0]), True),
         params={".cell.layers.data[1].linear_kernel.data": "[1].kernel"},
@@ -586,13 +690,12 @@ CASES = (
             ".cell.layers.data[2].moving_mean.data": ".variables[2].mean",
             ".cell.layers.data[2].moving_var.data": ".variables[2].var",
         },
-        needs_key=True,
         over_batch=True,
+        of_layers=True,
     ),
     Case(
         name="as_layer",
-        pair=mlax.as_layer,
-        hparams=(perceptron(KEY),),
+        layer=mlax.as_layer(perceptron(KEY)),
         x=normal(3),
         module=perceptron,
         params={
@@ -604,11 +707,11 @@ CASES = (
                 ".layers.data[4].bias_kernel.data",
             )
         },
+        of_layers=True,
     ),
     Case(
         name="as_layer-with-keys",
-        pair=mlax.as_layer,
-        hparams=(noisy_net(KEY),),
+        layer=mlax.as_layer(noisy_net(KEY)),
         x=normal(3),
         module=noisy_net,
         params={
@@ -625,142 +728,333 @@ CASES = (
                 ".layers.data[2].moving_var.data",
             )
         },
-        needs_key=True,
+        of_layers=True,
+        over_batch=True,
     ),
     Case(
         name="series-of-names",
-        pair=mlax.series,
-        named_hparams={"first": mlax.linear(2), "second": mlax.z_norm("all")},
+        layer=mlax.series(first=mlax.linear(2), second=mlax.z_norm("all")),
         x=normal(3),
+        over_batch=True,
+    ),
+    Case(
+        name="series-of-spies",
+        layer=mlax.series(spy(), mlax.linear(2), mlax.series(inner=spy(), last=spy())),
+        x=normal(3),
+        over_batch=True,
+        of_layers=True,
+    ),
+    Case(
+        name="parallel-of-spies",
+        layer=mlax.parallel(spy(), spy()),
+        x=(normal(3), normal(2)),
+        over_batch=True,
+        of_layers=True,
     ),
     Case(
         name="branch",
-        pair=mlax.branch,
-        named_hparams={"left": mlax.linear(2), "right": mlax.dropout(0.5, 0)},
+        layer=mlax.branch(left=mlax.linear(2), right=mlax.dropout(0.5, 0)),
         x=normal(6),
-        needs_key=True,
     ),
-    Case(name="add", pair=mlax.add, x=(normal(3), normal(3), normal(3))),
     Case(
-        name="concatenate",
-        pair=mlax.concatenate,
-        hparams=(0,),
-        x={"a": normal(1, 2), "b": normal(2, 2)},
+        name="branch-of-spies",
+        layer=mlax.branch(spy(), spy()),
+        x=normal(3),
+        over_batch=True,
+        of_layers=True,
     ),
+    Case(name="add", layer=mlax.add(), x=(normal(3), normal(3), normal(3))),
+    Case(name="multiply", layer=mlax.multiply(), x={"a": normal(3), "b": normal(3)}),
+    Case(name="concatenate", layer=mlax.concatenate(0), x={"a": normal(1, 2), "b": normal(2, 2)}),
+    Case(name="parameter", layer=mlax.parameter((2, 3), jax.random.normal), x=normal(2)),
     Case(
         name="residual",
-        pair=mlax.residual,
-        hparams=(mlax.series(mlax.linear(4), mlax.f_rng(noise, without_noise)), mlax.linear(4)),
+        layer=mlax.residual(
+            mlax.series(mlax.linear(4), mlax.f_rng(noise, without_noise)), mlax.linear(4)
+        ),
         x=normal(3),
-        needs_key=True,
+        of_layers=True,
+    ),
+    Case(
+        name="residual-of-spies",
+        layer=mlax.residual(spy(), spy(), at="a"),
+        x={"a": normal(3), "b": normal(2)},
+        over_batch=True,
+        of_layers=True,
     ),
     Case(
         name="repeat",
-        pair=mlax.repeat,
-        hparams=(mlax.residual(mlax.series(mlax.linear(3), mlax.z_norm("all"))), 3, 2, True),
+        layer=mlax.repeat(
+            mlax.residual(mlax.series(mlax.linear(3), mlax.z_norm("all"))),
+            3,
+            unroll=2,
+            remat=True,
+        ),
         x=normal(3),
+        over_batch=True,
+        of_layers=True,
     ),
+    Case(name="repeat-of-spies", layer=mlax.repeat(spy(), 3), x=normal(3), over_batch=True),
     Case(
         name="remat",
-        pair=mlax.remat,
-        hparams=(
+        layer=mlax.remat(
             mlax.series(mlax.linear(3), mlax.f_rng(noise, without_noise)),
-            jax.checkpoint_policies.dots_saveable,
+            policy=jax.checkpoint_policies.dots_saveable,
         ),
         x=normal(2),
-        needs_key=True,
+        of_layers=True,
     ),
+    Case(name="remat-of-spies", layer=mlax.remat(spy()), x=normal(3), over_batch=True),
     Case(
         name="switch",
-        pair=mlax.switch,
-        hparams=(
+        layer=mlax.switch(
             is_positive,
             mlax.series(mlax.linear(3), mlax.z_norm("all")),
             mlax.bias(-1, jax.random.normal),
         ),
         x=normal(3),
+        skip={"batch_axis": "each example changes the variables of its own layer"},
+        of_layers=True,
+    ),
+    Case(
+        name="switch-of-spies",
+        layer=mlax.switch(is_positive, spy(), mlax.series(spy(), spy())),
+        x=normal(3),
+        over_batch=True,
+        of_layers=True,
     ),
     Case(
         name="ensemble",
-        pair=mlax.ensemble,
-        hparams=(mlax.series(mlax.linear(4), mlax.dropout(0.5, 0), mlax.z_norm("all")), 2),
+        layer=mlax.ensemble(
+            mlax.series(mlax.linear(4), mlax.dropout(0.5, 0), mlax.z_norm("all")), 2
+        ),
         x=normal(3),
-        needs_key=True,
+        over_batch=True,
+        of_layers=True,
     ),
-    Case(
-        name="shared",
-        pair=mlax.shared,
-        hparams=(mlax.linear(2), with_itself),
-        with_pair=mlax.reuse,
-        x=normal(3),
-    ),
+    Case(name="ensemble-of-spies", layer=mlax.ensemble(spy(), 3), x=normal(3), over_batch=True),
     Case(
         name="batched",
-        pair=mlax.batched,
-        hparams=(mlax.series(mlax.linear(2), mlax.z_norm(())),),
+        layer=mlax.batched(mlax.series(mlax.linear(2), mlax.z_norm(()))),
         x=normal(4, 3),
+        over_batch=True,
+        of_layers=True,
     ),
     Case(
+        name="batched-apart",
+        layer=mlax.batched(mlax.z_norm("all"), state_axis=0),
+        x=normal(2, 3),
+        over_batch=True,
+    ),
+    Case(name="batched-of-spies", layer=mlax.batched(spy()), x=normal(3, 2), over_batch=True),
+    Case(
         name="cast",
-        pair=mlax.cast,
-        hparams=(mlax.series(mlax.linear(3), mlax.z_norm("all")),),
-        named_hparams={
-            "params_dtype": jnp.bfloat16,
-            "compute_dtype": jnp.bfloat16,
-            "output_dtype": jnp.float32,
-        },
+        layer=mlax.cast(
+            mlax.series(mlax.linear(3), mlax.z_norm("all")),
+            params_dtype=jnp.bfloat16,
+            compute_dtype=jnp.bfloat16,
+            output_dtype=jnp.float32,
+        ),
         x=normal(2),
         tolerance=2e-2,
-        no_gradient="it computes in bfloat16, too coarse for finite differences",
+        skip={"gradients": "it computes in bfloat16, too coarse for finite differences"},
+        over_batch=True,
+        of_layers=True,
+    ),
+    Case(
+        name="cast-of-spies",
+        layer=mlax.cast(spy(), params_dtype=jnp.float32),
+        x=normal(3),
+        over_batch=True,
+    ),
+    Case(
+        name="frozen",
+        layer=mlax.frozen(mlax.series(mlax.linear(3), mlax.dropout(0.5, 0), mlax.z_norm("all"))),
+        x=normal(2),
+        skip={"gradients": "those of the params are zero"},
+        of_layers=True,
+    ),
+    Case(
+        name="frozen-spies",
+        layer=mlax.frozen(mlax.series(spy(), spy())),
+        x=normal(2),
+        skip={"gradients": "those of the params are zero"},
+        of_layers=True,
+    ),
+    Case(
+        name="tap",
+        layer=mlax.tap(mlax.series(stem=mlax.linear(3), norm=mlax.z_norm("all")), "stem"),
+        x=normal(2),
+        made_by="tap",
+        over_batch=True,
+    ),
+    Case(
+        name="tap-of-spies",
+        layer=mlax.tap(mlax.repeat(mlax.series(spy(), mlax.series(spy(), spy())), 2)),
+        x=normal(2),
+        made_by="tap",
+        over_batch=True,
+        of_layers=True,
     ),
     Case(
         name="stochastic_depth",
-        pair=mlax.stochastic_depth,
-        hparams=(mlax.series(mlax.linear(3), mlax.f_rng(noise, without_noise)), 0.5),
+        layer=mlax.stochastic_depth(
+            mlax.series(mlax.linear(3), mlax.f_rng(noise, without_noise)), 0.5
+        ),
         x=normal(3),
-        needs_key=True,
+        of_layers=True,
+    ),
+    Case(
+        name="stochastic_depth-of-spies",
+        layer=mlax.stochastic_depth(spy(), 0.1),
+        x=normal(3),
+        over_batch=True,
+    ),
+    Case(
+        name="recurrent-of-spies",
+        layer=mlax.recurrent(spy()),
+        x=(normal(3, 2), normal(2)),
+        over_batch=True,
     ),
     Case(
         name="bidirectional",
-        pair=mlax.bidirectional,
-        hparams=(mlax.rnn_cell(2), mlax.gru_cell(2), 2),
+        layer=mlax.bidirectional(mlax.rnn_cell(2), mlax.gru_cell(2), unroll=2),
         x=(normal(3, 2), (normal(2), normal(2))),
+        made_by="bidirectional",
     ),
-    Case(name="rnn_cell", pair=mlax.rnn_cell, hparams=(3,), x=(normal(2), normal(3))),
-    Case(name="gru_cell", pair=mlax.gru_cell, hparams=(3,), x=(normal(2), normal(3))),
+    Case(
+        name="bidirectional-of-spies",
+        layer=mlax.bidirectional(spy(), spy()),
+        x=(normal(3, 2), (normal(2), normal(2))),
+        made_by="bidirectional",
+        over_batch=True,
+    ),
+    Case(
+        name="as_layer-of-spies",
+        layer=mlax.as_layer(mlax.as_module(mlax.series(spy(), spy()), KEY)),
+        x=normal(3),
+        over_batch=True,
+        of_layers=True,
+    ),
+    Case(
+        name="as_layer-of-a-function",
+        layer=mlax.ensemble(mlax.as_layer(perceptron), 2),
+        x=normal(3),
+        of_layers=True,
+    ),
+    Case(
+        name="block",
+        layer=encoder,
+        x=(normal(3, 4), np.array([True, False, True])),
+        made_by="block",
+        over_batch=True,
+        of_layers=True,
+    ),
+    Case(
+        name="block-with-shared-layers",
+        layer=tied,
+        x=np.array([0, 4, 2], np.int32),
+        made_by="block",
+    ),
+    Case(
+        name="block-of-spies",
+        layer=called_twice,
+        x=normal(2),
+        made_by="block",
+        over_batch=True,
+    ),
+    Case(
+        name="combinator",
+        layer=alternate(mlax.dense(3), mlax.series(mlax.bias(-1), mlax.z_norm("all")), 2),
+        x=normal(3),
+        made_by="combinator",
+        over_batch=True,
+        of_layers=True,
+    ),
+    Case(
+        name="combinator-of-spies",
+        layer=alternate(spy(), b=spy(), n=2),
+        x=normal(3),
+        made_by="combinator",
+        over_batch=True,
+    ),
+    Case(name="transform-of-spies", layer=recompute(spy()), x=normal(3), over_batch=True),
+    Case(name="composed", layer=widened(times=2), x=normal(3), made_by="composed"),
+    Case(
+        name="composed-of-spies",
+        layer=spies_for_each(),
+        x=normal(3),
+        made_by="composed",
+        over_batch=True,
+        of_layers=True,
+    ),
+    Case(name="stateless", layer=gain(power=3), x=normal(3), made_by="stateless"),
+    Case(name="layer", layer=counted_gain(rate=0.5), x=normal(3), made_by="layer"),
+    Case(name="foreign", layer=GATE, x=normal(3)),
+    Case(name="rnn_cell", layer=mlax.rnn_cell(3), x=(normal(2), normal(3))),
+    Case(name="gru_cell", layer=mlax.gru_cell(3), x=(normal(2), normal(3))),
     Case(
         name="lstm_cell",
-        pair=mlax.lstm_cell,
-        hparams=(3, 0.5),
+        layer=mlax.lstm_cell(3, forget_bias=0.5),
         x=(normal(2), (normal(3), normal(3))),
     ),
-    Case(name="dense", pair=mlax.dense, hparams=(3,), x=normal(2, 2)),
+    Case(name="dense", layer=mlax.dense(3, bias_initializer=jax.random.normal), x=normal(2, 2)),
     Case(
         name="conv_transpose",
-        pair=mlax.conv_transpose,
-        hparams=(2, 2, 2, "SAME"),
+        layer=mlax.conv_transpose(2, filter_shape=2, strides=2, padding="SAME"),
         x=normal(2, 2, 2),
     ),
-    Case(name="depthwise_conv", pair=mlax.depthwise_conv, hparams=(2, 2), x=normal(4, 2)),
-    Case(name="separable_conv", pair=mlax.separable_conv, hparams=(3, 2), x=normal(4, 2)),
-    Case(name="batch_norm", pair=mlax.batch_norm, x=normal(3, 2)),
-    Case(name="layer_norm", pair=mlax.layer_norm, hparams=("all",), x=normal(2, 3)),
-    Case(name="group_norm", pair=mlax.group_norm, hparams=(2,), x=normal(3, 4)),
-    Case(name="instance_norm", pair=mlax.instance_norm, x=normal(4, 2)),
-    Case(name="rms_norm", pair=mlax.rms_norm, x=normal(2, 3)),
-    Case(name="flatten", pair=mlax.flatten, x=normal(2, 2, 2)),
-    Case(name="global_avg_pool", pair=mlax.global_avg_pool, x=normal(2, 3, 2)),
-    Case(name="adaptive_avg_pool", pair=mlax.adaptive_avg_pool, hparams=(2,), x=normal(3, 2)),
+    Case(
+        name="depthwise_conv",
+        layer=mlax.depthwise_conv(2, channel_multiplier=2),
+        x=normal(4, 2),
+    ),
+    Case(name="separable_conv", layer=mlax.separable_conv(3, filter_shape=2), x=normal(4, 2)),
+    Case(name="batch_norm", layer=mlax.batch_norm(), x=normal(3, 2), over_batch=True),
+    Case(
+        name="layer_norm",
+        layer=mlax.layer_norm(
+            axis="all", scaler_initializer=jax.random.normal, bias_initializer=jax.random.normal
+        ),
+        x=normal(2, 3),
+    ),
+    Case(name="group_norm", layer=mlax.group_norm(2), x=normal(3, 4)),
+    Case(name="instance_norm", layer=mlax.instance_norm(), x=normal(4, 2)),
+    Case(name="rms_norm", layer=mlax.rms_norm(), x=normal(2, 3)),
+    Case(name="flatten", layer=mlax.flatten(), x=normal(2, 2, 2)),
+    Case(name="global_avg_pool", layer=mlax.global_avg_pool(), x=normal(2, 3, 2)),
+    Case(name="adaptive_avg_pool", layer=mlax.adaptive_avg_pool(2), x=normal(3, 2)),
 )
 
 
 def pairs() -> dict[str, PairBase[Any, Any, Any, Any]]:
     """Return the public pairs by name."""
-    public = {name: getattr(mlax, name) for name in mlax.__all__}
-    return {name: value for name, value in public.items() if isinstance(value, PairBase)}
+    return {name: value for name, value in _public().items() if isinstance(value, PairBase)}
+
+
+def functions() -> set[str]:
+    """Return the names of the public functions that make layers."""
+    return {name for name, value in _public().items() if inspect.isfunction(value)} - {
+        "as_module",
+        "combine",
+        "count",
+        "is_leaf_param",
+        "is_non_trainable_param",
+        "is_trainable_param",
+        "map_with_path",
+        "mask",
+        "nbytes",
+        "needs_rng",
+        "partition",
+        "paths",
+    }
 
 
 def classes() -> set[type[mlax.Module]]:
     """Return the public classes of `mlax.nn`."""
     public = [getattr(nn, name) for name in nn.__all__]
     return {value for value in public if isinstance(value, type) and issubclass(value, mlax.Module)}
+
+
+def _public() -> dict[str, Any]:
+    return {name: getattr(mlax, name) for name in mlax.__all__}

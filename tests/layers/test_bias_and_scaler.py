@@ -11,7 +11,7 @@ import pytest
 from jax.typing import DTypeLike
 
 import mlax
-from mlax.arguments import InFeatures
+from mlax.types import InFeatures
 
 KEY = jax.random.key(0)
 

@@ -1,4 +1,4 @@
-"""Tests of `mlax.dropout`; those of the function are in test_functional."""
+"""Tests of `mlax.dropout`; the function is tested in test_functional."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ X = jnp.ones((40, 50))
     ("axis", "drawn"), [(0, (40, 1)), (-1, (1, 50)), ([1], (1, 50)), ((0, -1), (40, 50))]
 )
 def test_values(axis: Axes, drawn: tuple[int, ...]) -> None:
-    key = jax.random.PRNGKey(7) if axis == 0 else jax.random.key(7)  # raw or typed, both serve
+    key = jax.random.PRNGKey(7) if axis == 0 else jax.random.key(7)  # raw or typed
     params, state = mlax.dropout.init(KEY, X, 0.2, axis)
     y, after = mlax.dropout.apply(params, state, X, key)
     kept = jax.random.bernoulli(key, 0.8, drawn)
@@ -96,7 +96,7 @@ def test_axis_that_does_not_fit_raises(axis: Axes, text: str) -> None:
 
 def test_input_of_another_rank_raises() -> None:
     params, state = mlax.dropout.init(KEY, X, 0.5, 1)
-    with pytest.raises(ValueError, match=r"^dropout: expected axis .*x with 1 axes, got \(1,\)"):
+    with pytest.raises(ValueError, match=r"^dropout: expected x with 2 axes, .*\(3,\); .*batched"):
         mlax.dropout.apply(params, state, jnp.ones(3), KEY)
 
 

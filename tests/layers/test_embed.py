@@ -84,7 +84,7 @@ def test_initializer_gets_key_shape_and_dtype() -> None:
 
 def test_gradients_are_added_up_in_the_rows_that_were_read() -> None:
     params, state = mlax.embed.init(KEY, INDEX, 4, 2, drawn)
-    x = jnp.array([1, 3, 1, -1, 7])  # 7 is outside: it reads no row
+    x = jnp.array([1, 3, 1, -1, 7])  # 7 is out of range and reads no row
     weights = np.arange(10.0).reshape(5, 2)
 
     def loss(params: Any) -> jax.Array:

@@ -61,9 +61,9 @@ def test_builtins_without_a_signature() -> None:
     assert mlax.f.apply(params, state, X)[0] == 2
 
 
-def test_equal_partials_make_equal_configs() -> None:
+def test_equal_partials_make_equal_states() -> None:
     one, same, other = (
-        mlax.f.init(KEY, X, functools.partial(jax.nn.leaky_relu, negative_slope=slope))[1].config
+        mlax.f.init(KEY, X, functools.partial(jax.nn.leaky_relu, negative_slope=slope))[1]
         for slope in (0.1, 0.1, 0.2)
     )
     assert one == same
@@ -71,6 +71,25 @@ def test_equal_partials_make_equal_configs() -> None:
     assert hash(one) == hash(same)
     assert one != other
     assert not one == other
+
+
+def test_an_axis_name_that_is_bound_stays() -> None:
+    """Statistics over the axis "i" that the user bound, not over the batch axis."""
+    mean = mlax.f(functools.partial(jax.lax.pmean, axis_name="i"))
+    params, state = mean.init(KEY, jnp.ones(()))
+    x = jnp.arange(6.0).reshape(2, 3)
+
+    def example(x: jax.Array) -> Any:
+        return mean.apply(params, state, x, batch_axis_name="batch")[0]
+
+    y = jax.vmap(jax.vmap(example, axis_name="i"), axis_name="batch")(x)
+    np.testing.assert_array_equal(y, [[1, 1, 1], [4, 4, 4]])
+    free = mlax.f(jax.lax.pmean)
+    z = jax.vmap(
+        lambda x: free.apply((), free.init(KEY, x)[1], x, batch_axis_name="batch")[0],
+        axis_name="batch",
+    )(x)
+    np.testing.assert_array_equal(z, [[1.5, 2.5, 3.5]] * 2)
 
 
 def test_f_rng_gets_the_key_as_it_is() -> None:

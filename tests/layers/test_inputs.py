@@ -1,4 +1,4 @@
-"""What all layers of one array do alike with an input that is none."""
+"""What all layers of one array do with an input that is not an array."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ LAYERS: tuple[mlax.Layer[Any, Any, Any, Any], ...] = (
     mlax.avg_pool(2),
     mlax.sum_pool(2),
     mlax.dense(3),
-    mlax.conv_transpose(3, 1),
+    mlax.conv_transpose(3, filter_shape=1),
     mlax.depthwise_conv(1),
     mlax.batch_norm(),
     mlax.layer_norm(),
@@ -35,17 +35,19 @@ LAYERS: tuple[mlax.Layer[Any, Any, Any, Any], ...] = (
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=repr)
-@pytest.mark.parametrize("x", [1.0, [1.0], (jnp.ones(3), jnp.ones(3))], ids=type)
-def test_what_is_no_array_raises(layer: mlax.Layer[Any, Any, Any, Any], x: Any) -> None:
-    with pytest.raises(
-        TypeError, match=rf"^\w+: expected x to be an array, got {type(x).__name__}"
-    ):
+@pytest.mark.parametrize(
+    ("x", "got"), [(1.0, "1.0"), ([1.0], "a list"), ((jnp.ones(3), jnp.ones(3)), "a tuple")]
+)
+def test_what_is_no_array_raises(
+    layer: mlax.Layer[Any, Any, Any, Any], x: Any, got: str
+) -> None:
+    with pytest.raises(TypeError, match=rf"^\w+: expected x to be an array, got {got}$"):
         layer.init(KEY, x)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    "layer", [layer for layer in LAYERS if layer.apply != mlax.embed.apply], ids=repr
+    "layer", [layer for layer in LAYERS if layer != mlax.embed(3, 3)], ids=repr
 )
 def test_float64_of_numpy_is_taken_in_the_dtype_that_jax_has_for_it(
     layer: mlax.Layer[Any, Any, Any, Any],

@@ -53,7 +53,7 @@ def test_kernel_is_cast_to_the_dtype_of_x(x_dtype: DTypeLike, dtype: DTypeLike) 
 
 
 def test_accum_dtype_is_that_of_the_sums_and_of_the_result() -> None:
-    x = jnp.array([256, 1], jnp.bfloat16)  # their sum takes more bits than bfloat16 has
+    x = jnp.array([256, 1], jnp.bfloat16)  # their sum needs more bits than bfloat16 has
     ones = jax.nn.initializers.ones
     for accum_dtype, expected in ((None, 256), (jnp.float32, 257)):
         params, state = mlax.linear.init(

@@ -1,4 +1,4 @@
-"""Tests of the pooling layers against `jax.lax`; those of the functions are in test_functional."""
+"""Tests of the pooling layers against `jax.lax`; the functions are tested in test_functional."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5, 2)), jnp.float32)
 
 
 class Pool(NamedTuple):
-    """A pair, its own hyperparameters, and the reduction that it is."""
+    """A pair, its own hyperparameters, and its reduction."""
 
     pair: Any  # four pairs of different types
     hparams: dict[str, Any]  # values of many types
@@ -131,7 +131,7 @@ def test_order_of_the_hyperparameters() -> None:
 @pytest.mark.parametrize(
     "init_value", [1, 1.0, np.float32(1), np.array(1.0), jnp.ones(())], ids=type
 )
-def test_init_value_is_any_scalar(init_value: Any) -> None:  # what jax takes for a scalar
+def test_init_value_is_any_scalar(init_value: Any) -> None:  # anything that jax takes as a scalar
     params, state = mlax.pool.init(KEY, X, init_value, lax.mul, 2)
     assert hash(state.config) is not None
     y, _ = mlax.pool.apply(params, state, jnp.full((2, 2, 1), 3.0))
@@ -183,9 +183,9 @@ def test_wrong_argument_raises(
     [
         ({"window_shape": (2,)}, r"window_shape to be .* 2 of them.*, got \(2,\)"),
         ({"strides": (1, 1, 1)}, r"strides to be .* 2 of them.*, got \(1, 1, 1\)"),
-        ({"padding": [1, 2, 3]}, r"padding to be .* 2 integers or pairs.*, got \[1, 2, 3\]"),
+        ({"padding": [1, 2, 3]}, r"padding to be .* 2 integers or pairs.*, got \(1, 2, 3\)"),
         ({"input_dilation": ()}, r"input_dilation to be .*, got \(\)"),
-        ({"window_dilation": [1]}, r"window_dilation to be .*, got \[1\]"),
+        ({"window_dilation": [1]}, r"window_dilation to be .*, got \(1,\)"),
         ({"data_format": "HWDC"}, r"data_format to be .*\(6, 5, 2\), got 'HWDC'"),
     ],
 )
@@ -230,6 +230,10 @@ def test_input_of_another_rank_raises(name: str, shape: tuple[int, ...]) -> None
 
 @pytest.mark.parametrize("pair", [mlax.max_pool, mlax.avg_pool, mlax.sum_pool], ids=repr)
 def test_a_window_that_fits_nowhere_raises(pair: Any) -> None:
-    params, state = pair.init(KEY, X, 7)
-    with pytest.raises(ValueError, match=rf"^{pair.__name__}: expected a window that fits into x"):
-        pair.apply(params, state, X)
+    """It raises in `init`, and in `apply` for a smaller x than that of `init`."""
+    wanted = rf"^{pair.__name__}: expected a window that fits into x"
+    with pytest.raises(ValueError, match=wanted):
+        pair.init(KEY, X, 7)
+    params, state = pair.init(KEY, X, 2)
+    with pytest.raises(ValueError, match=wanted):
+        pair.apply(params, state, X[:1])

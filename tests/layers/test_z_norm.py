@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 import mlax
 from mlax import AxisName
-from mlax.arguments import Axes
+from mlax.arguments import NormalizedAxis
 
 Floats = npt.NDArray[np.float64]
 
@@ -51,7 +51,7 @@ infer = jax.jit(lambda state, x: mlax.z_norm.apply((), state, x, None, True))
         ("channel_first", (1, 2)),
     ],
 )
-def test_training(axis: str | Axes, axes: tuple[int, ...]) -> None:
+def test_training(axis: NormalizedAxis, axes: tuple[int, ...]) -> None:
     x = samples(4, 3, 2, mean=2)
     params, state = mlax.z_norm.init(KEY, x, axis)
     y, after = train(state, x)
@@ -68,7 +68,7 @@ def test_training(axis: str | Axes, axes: tuple[int, ...]) -> None:
     [(1, (1,)), ((0, -1), (0, 2)), ("all", (0, 1, 2)), ("channel_first", (1, 2))],
 )
 def test_inference_uses_the_running_statistics_and_leaves_them(
-    axis: str | Axes, axes: tuple[int, ...]
+    axis: NormalizedAxis, axes: tuple[int, ...]
 ) -> None:
     x = samples(4, 3, 2)
     _, state = mlax.z_norm.init(KEY, x, axis)
@@ -282,7 +282,7 @@ def test_wrong_argument_raises(
         ((1, 1), r"axis to be distinct axes, got \(1, 1\)"),
     ],
 )
-def test_axis_that_does_not_fit_raises(axis: Axes, text: str) -> None:
+def test_axis_that_does_not_fit_raises(axis: NormalizedAxis, text: str) -> None:
     init, _ = mlax.z_norm(axis)
     with pytest.raises(ValueError, match=f"^z_norm: expected {text}"):
         init(KEY, EXAMPLE)

@@ -1,4 +1,4 @@
-"""`Embed`: its parameter, and indices outside of it."""
+"""`Embed`: its parameter, and indices out of range."""
 
 import jax
 import jax.numpy as jnp

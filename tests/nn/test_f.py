@@ -1,4 +1,4 @@
-"""`F` and `FRng`: what their functions are given."""
+"""`F` and `FRng`: the arguments of their functions."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlax import nn
-from mlax.pair import AxisName
+from mlax.layer import AxisName
 
 KEY = jax.random.key(0)
 

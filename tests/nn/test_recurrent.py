@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlax import Module, Parameter, nn
-from mlax.pair import AxisName, Key
+from mlax.layer import AxisName, Key
 
 KEY = jax.random.key(0)
 XS = jnp.array([[1.0, 2.0], [3.0, -1.0], [0.5, 0.0], [2.0, 2.0]])

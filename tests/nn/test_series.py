@@ -10,14 +10,14 @@ import pytest
 
 import mlax
 from mlax import Module, nn
-from mlax.pair import AxisName, Key
+from mlax.layer import AxisName, Key
 
 KEY = jax.random.key(0)
 X = jnp.array([1.0, -2.0, 3.0])
 
 
 class Keyed(Module):
-    """Keeps the data of the key that it gets."""
+    """Records the data of its key."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Keyed(Module):
 
 
 class Keyless(Module):
-    """Keeps all that it gets, and needs no key."""
+    """Records its arguments, and needs no key."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def test_parallel_runs_side_by_side() -> None:
 @pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
 @pytest.mark.parametrize("cls", [nn.SeriesRng, nn.ParallelRng])
 def test_keys(cls: Any, make_key: Callable[[int], Key]) -> None:
-    """A single layer that needs a key gets it as it is, of several the j-th a part of it."""
+    """A single layer that needs a key gets it unchanged; of several, the j-th gets a part of it."""
     rng = make_key(3)
 
     def got(*layers: Any) -> list[Any]:

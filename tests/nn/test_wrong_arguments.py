@@ -1,4 +1,4 @@
-"""Wrong arguments of the classes: the errors are those of the pairs, and as early."""
+"""Wrong arguments of the classes: the errors are those of the pairs, and raised as early."""
 
 import re
 from collections.abc import Callable

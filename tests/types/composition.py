@@ -1,4 +1,4 @@
-"""What the checkers know of a composition: cases of `assert_type`, and lines that must be errors.
+"""What checkers know about a composition: cases of `assert_type`, and lines that must be errors.
 
 Nothing here is run. An `ignore` that hides no error is itself one (`warn_unused_ignores`).
 """
@@ -10,12 +10,17 @@ from jax import Array
 
 import mlax
 from mlax import Layer, State
-from mlax.blocks.dense import DenseParams
-from mlax.blocks.norms import NormParams
-from mlax.combinators.child import Child
-from mlax.layers.bias import BiasConfig, BiasParams
-from mlax.layers.linear import LinearConfig, LinearParams
-from mlax.layers.z_norm import ZNormConfig, ZNormVariables
+from mlax.types import (
+    BiasConfig,
+    BiasParams,
+    DenseParams,
+    LinearConfig,
+    LinearParams,
+    NormParams,
+    WiredConfig,
+    ZNormConfig,
+    ZNormVariables,
+)
 
 key = jax.random.key(0)
 x = jax.numpy.ones(3)
@@ -58,7 +63,8 @@ def blocks() -> None:
 
 
 def made_of_others() -> None:
-    vectors = mlax.series(mlax.conv_transpose(4, 3), mlax.depthwise_conv(3), mlax.flatten())
+    wider = mlax.conv_transpose(4, filter_shape=3)
+    vectors = mlax.series(wider, mlax.depthwise_conv(3), mlax.flatten())
     params, state = vectors.init(key, x)
     assert_type(params[0].kernel, Array)
     assert_type(params[1].kernel, Array)
@@ -83,7 +89,7 @@ def in_series() -> None:
     assert_type(params[2].bias, Array)
     assert_type(state.variables[1], ZNormVariables)
     assert_type(state.variables[1].mean, Array)
-    assert_type(state.config, tuple[Child, ...])
+    assert_type(state.config, WiredConfig)
     y, state = apply(params, state, x)
     assert_type(y, Array)
     assert_type(state.variables[1].var, Array)
@@ -170,7 +176,7 @@ def nested() -> None:
 
 
 def foreign_states() -> None:
-    """A state that is no `State` is known to nobody, and hides none of its neighbours."""
+    """A state that is not a `State` has unknown variables, but does not hide its neighbours."""
     counter: Layer[tuple[()], Array, Array, Array]
     counter = mlax.Layer(_counter_init, _counter_apply)
     params, state = mlax.series(counter, mlax.linear(3), mlax.z_norm("all")).init(key, x)

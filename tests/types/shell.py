@@ -1,4 +1,4 @@
-"""What the checkers know of the object shell: see `tests/types/composition.py`."""
+"""What the checkers know about the object shell: see `tests/types/composition.py`."""
 
 from typing import Any, assert_type
 
@@ -76,5 +76,5 @@ def calls(x: Array) -> None:
 def bridges(x: Array) -> None:
     layer = mlax.as_layer(Block(key, 3))
     assert_type(layer, mlax.Layer[Block, Block, Any, Any])
-    mlax.as_layer(mlax.linear(3))  # type: ignore[type-var]
+    mlax.as_layer(mlax.linear(3))  # type: ignore[arg-type]
     mlax.as_module(Block(key, 3), key)  # type: ignore[arg-type]

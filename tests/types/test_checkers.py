@@ -1,7 +1,7 @@
-"""The checkers besides mypy on our own files, which is `tests/test_types.py`.
+"""The type checkers other than mypy (`tests/test_types.py`) on our own files.
 
-`composition.py`, `transformations.py` and `shell.py` in this folder hold the cases: mypy
-reads them with the other tests, pyright reads them here.
+`composition.py`, `models.py`, `transformations.py` and `shell.py` in this folder hold the cases:
+mypy reads them with the other tests, pyright reads them here.
 """
 
 import json
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a module with this interpreter; pyright looks for imports in that of PATH."""
+    """Run a module with this interpreter; pyright finds imports through the one on PATH."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -35,9 +35,9 @@ def test_pyright_is_clean() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["composition.py", "shell.py", "transformations.py"])
+@pytest.mark.parametrize("name", ["composition.py", "models.py", "shell.py", "transformations.py"])
 def test_lines_that_must_be_errors_are_errors_for_pyright(name: str, tmp_path: Path) -> None:
-    """As for mypy, whose `warn_unused_ignores` sees to it: here the comments hide nothing."""
+    """Like `warn_unused_ignores` in mypy: the comments are disabled, and each line is an error."""
     case = shutil.copy(ROOT / "tests" / "types" / name, tmp_path)
     options = {"enableTypeIgnoreComments": False, "extraPaths": [str(ROOT)]}
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(options))
@@ -71,6 +71,22 @@ from jax import Array
 
 import mlax
 from mlax import Layer, nn, typed
+from mlax.types import (
+    BatchedConfig,
+    BiasConfig,
+    BiasParams,
+    LinearConfig,
+    LinearParams,
+    State,
+    TupleState,
+    Variables,
+)
+
+States = tuple[State[tuple[()], LinearConfig], State[tuple[()], BiasConfig]]
+Params = tuple[LinearParams, BiasParams]
+model: Layer[Params, TupleState[States], Array, Array] = mlax.series(mlax.linear(4), mlax.bias(-1))
+batch: Layer[Params, State[Variables[States], BatchedConfig], Array, Array] = mlax.batched(model)
+step: typed.Jitted[[Params, Array], Array]
 
 def build(width: int) -> Layer[tuple[object, ...], object, Array, Array]:
     raise NotImplementedError
@@ -92,7 +108,7 @@ params[2]{error}
 
 
 def test_a_project_that_imports_mlax(tmp_path: Path) -> None:
-    """Without our mypy.ini: an index too many is an error, and the only one."""
+    """Without our mypy.ini, an index out of range is an error, and the only one."""
     (tmp_path / "wrong.py").write_text(CONSUMER.replace("{error}", ""))
     (tmp_path / "right.py").write_text(CONSUMER.replace("{error}", "  # type: ignore[misc]"))
     done = run("mypy", "--strict", "wrong.py", "right.py", cwd=tmp_path)

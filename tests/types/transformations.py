@@ -1,4 +1,4 @@
-"""What the checkers know of a transformed function: see `tests/types/composition.py`."""
+"""What the checkers know about a transformed function: see `tests/types/composition.py`."""
 
 from typing import Any, assert_type
 
@@ -77,3 +77,15 @@ def a_whole_step(x: Array) -> None:
     nested: Jitted[[LinearParams, Array], tuple[Array, LinearParams]]
     nested = typed.jit(typed.value_and_grad(lambda p, x: loss((p, p), x)))
     nested.clear_cache()
+
+
+def a_function_without_an_auxiliary_value(params: LinearParams, x: Array, has_aux: bool) -> None:
+    typed.grad(loss, has_aux=True)  # type: ignore[arg-type]
+    typed.grad(loss, 1, has_aux=True)  # type: ignore[arg-type]
+    typed.value_and_grad(loss, has_aux=True)  # type: ignore[arg-type]
+    typed.value_and_grad(loss, argnums=(0, 1), has_aux=True)  # type: ignore[arg-type]
+    typed.value_and_grad(loss, has_aux=has_aux)  # type: ignore[arg-type]
+
+    assert_type(typed.grad(loss_and_count, 1, has_aux=True)(params, x), Any)
+    _, count = typed.value_and_grad(loss_and_count, 1, has_aux=True)(params, x)
+    typed.value_and_grad(loss_and_count, has_aux=has_aux)(params, x)

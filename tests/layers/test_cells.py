@@ -9,8 +9,8 @@ import pytest
 
 import mlax
 from mlax import Layer
-from mlax.blocks.cells import gru_cell, lstm_cell, rnn_cell
-from tests.blocks.oracle import KEY, assert_close, assert_layer_equals, cast, normal
+from mlax.layers.cells import gru_cell, lstm_cell, rnn_cell
+from tests.oracle import KEY, assert_close, assert_layer_equals, cast, normal
 
 
 def sigmoid(x: jax.Array) -> jax.Array:
@@ -82,7 +82,7 @@ def test_over_time(cell: Layer[Any, Any, Any, Any], oracle: Any, arrays: int) ->
 
 def test_the_activation() -> None:
     x = normal(2), normal(3)
-    params, state = rnn_cell.init(KEY, x, 3, jax.nn.relu)
+    params, state = rnn_cell.init(KEY, x, 3, activation=jax.nn.relu)
     y, _ = rnn_cell.apply(params, state, x)
     assert_close(y[0], jnp.maximum(gate(params, x[0], x[1], 0), 0))
 
@@ -142,7 +142,7 @@ def test_errors() -> None:
         lstm_cell(3).init(KEY, (good[0], (good[1], normal(1))))
     with pytest.raises(TypeError, match="rnn_cell: expected x to be of a floating dtype"):
         rnn_cell(3).init(KEY, (jnp.ones(2, jnp.int32), good[1]))
-    with pytest.raises(TypeError, match="gru_cell: expected h to be an array, got tuple"):
+    with pytest.raises(TypeError, match="gru_cell: expected h to be an array, got a tuple"):
         gru_cell(3).init(KEY, (good[0], (good[1], good[1])))
     params, state = rnn_cell.init(KEY, good, 3)
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), params)

@@ -1,4 +1,4 @@
-"""The blocks against PyTorch with the same weights, gradients included, where it is installed."""
+"""Layers against PyTorch with the same weights, gradients included, where it is installed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +10,13 @@ import pytest
 
 import mlax
 from mlax import Layer
-from mlax.blocks.bidirectional import bidirectional
-from mlax.blocks.cells import gru_cell, lstm_cell, rnn_cell
+from mlax.combinators.bidirectional import bidirectional
+from mlax.layers.cells import gru_cell, lstm_cell, rnn_cell
 from mlax.blocks.conv import conv_transpose, depthwise_conv
-from mlax.blocks.dense import dense
-from mlax.blocks.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
-from mlax.blocks.pooling import adaptive_avg_pool
-from tests.blocks.oracle import KEY, assert_close, normal, outputs_and_gradients, randomized
+from mlax.layers.dense import dense
+from mlax.layers.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from mlax.layers.global_pool import adaptive_avg_pool
+from tests.oracle import KEY, assert_close, normal, outputs_and_gradients, randomized
 
 torch = pytest.importorskip("torch")
 
@@ -45,12 +45,12 @@ def compare(
     """Require equal outputs and gradients.
 
     Args:
-        layer: what is tested.
+        layer: the layer under test.
         x: its input.
         module: the module of PyTorch.
-        weights: takes params, or their gradient, to the parameters of the module.
-        to_torch: takes x, or its gradient, to what the module is called with.
-        output_to_torch: takes y to what the module returns; None is `to_torch`.
+        weights: maps params, or their gradient, to the parameters of the module.
+        to_torch: maps x, or its gradient, to the input of the module.
+        output_to_torch: maps y to the output of the module; None means `to_torch`.
         call: calls the module.
     """
     params, state = layer.init(KEY, x)
@@ -122,7 +122,7 @@ def test_batch_norm_in_inference() -> None:
 def test_layer_norm_and_rms_norm() -> None:
     x = 1 + normal(5, 4, 6)
     compare(layer_norm(), x, torch.nn.LayerNorm(6), scale_and_bias)
-    compare(layer_norm((1, 2)), x, torch.nn.LayerNorm((4, 6)), scale_and_bias)
+    compare(layer_norm(axis=(1, 2)), x, torch.nn.LayerNorm((4, 6)), scale_and_bias)
     compare(
         rms_norm(), x, torch.nn.RMSNorm(6, eps=1e-6), lambda params: {"weight": params.scale}
     )
@@ -140,7 +140,9 @@ def test_conv_transpose(
         for d, k, p, o in zip(dilation, (3, 4), padding, output_padding, strict=True)
     )
     compare(
-        conv_transpose(5, (3, 4), (2, 3), pads, dilation),
+        conv_transpose(
+            5, filter_shape=(3, 4), strides=(2, 3), padding=pads, filter_dilation=dilation
+        ),
         normal(4, 3, 2),
         torch.nn.ConvTranspose2d(
             2, 5, (3, 4), (2, 3), padding, output_padding, bias=False, dilation=dilation
@@ -155,19 +157,21 @@ def test_the_kernel_of_pytorch_as_the_docstring_has_it() -> None:
     weight = module.weight.detach().numpy()
     x = normal(4, 3, 2)
     wanted = module(tensor(channels_first(x)))[0].detach().numpy()
-    params, state = conv_transpose.init(KEY, x, 5, (3, 4), 2)
+    params, state = conv_transpose.init(KEY, x, 5, filter_shape=(3, 4), strides=2)
     kernel = jnp.asarray(weight[:, :, ::-1, ::-1].transpose(1, 2, 3, 0))
     y, _ = conv_transpose.apply(params._replace(kernel=kernel), state, x)
     assert_close(y, wanted.transpose(1, 2, 0))
     x = x.transpose(2, 0, 1)
-    params, state = conv_transpose.init(KEY, x, 5, (3, 4), 2, data_format="channel_first")
+    params, state = conv_transpose.init(
+        KEY, x, 5, filter_shape=(3, 4), strides=2, data_format="channel_first"
+    )
     kernel = jnp.asarray(weight[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
     assert_close(conv_transpose.apply(params._replace(kernel=kernel), state, x)[0], wanted)
 
 
 def test_depthwise_conv() -> None:
     compare(
-        depthwise_conv((3, 2), 2, (1, 2), 1),
+        depthwise_conv((3, 2), channel_multiplier=2, strides=(1, 2), padding=1),
         normal(5, 4, 3),
         torch.nn.Conv2d(3, 6, (3, 2), (1, 2), 1, groups=3, bias=False),
         lambda params: {"weight": params.kernel.transpose(0, 3, 1, 2)},

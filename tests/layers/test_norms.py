@@ -9,7 +9,7 @@ import pytest
 
 import mlax
 from mlax import Layer, State
-from mlax.blocks.norms import (
+from mlax.layers.norms import (
     NormParams,
     batch_norm,
     group_norm,
@@ -18,7 +18,7 @@ from mlax.blocks.norms import (
     rms_norm,
 )
 from mlax.pair import PairBase
-from tests.blocks.oracle import (
+from tests.oracle import (
     KEY,
     assert_close,
     assert_layer_equals,
@@ -46,13 +46,13 @@ def affine(params: NormParams, y: jax.Array, shape: tuple[int, ...]) -> jax.Arra
         (layer_norm(), (5,), (0,), (5,)),
         (layer_norm(), (2, 3, 5), (2,), (5,)),
         (layer_norm(axis=(-1, 0), epsilon=0.5), (2, 3, 5), (0, 2), (2, 1, 5)),
-        (layer_norm("all"), (2, 5), (0, 1), (2, 5)),
+        (layer_norm(axis="all"), (2, 5), (0, 1), (2, 5)),
         (instance_norm(), (4, 3, 2), (0, 1), (2,)),
         (instance_norm(data_format="channel_first"), (2, 4, 3), (1, 2), (2, 1, 1)),
         (instance_norm(data_format="HCW", epsilon=0.5), (4, 2, 3), (0, 2), (2, 1)),
         (batch_norm(), (4, 3, 2), (0, 1), (2,)),
         (batch_norm(data_format="channel_first"), (2, 4, 3), (1, 2), (2, 1, 1)),
-        (batch_norm(0.5, data_format="WC"), (4, 2), (0,), (2,)),
+        (batch_norm(epsilon=0.5, data_format="WC"), (4, 2), (0,), (2,)),
     ],
     ids=repr,
 )
@@ -97,8 +97,8 @@ def test_group_norm_of_channels_that_come_first() -> None:
     ("norm", "axes", "shape"),
     [
         (rms_norm(), (2,), (5,)),
-        (rms_norm((0, 2), 1e-6), (0, 2), (2, 1, 5)),
-        (rms_norm("all"), (0, 1, 2), (2, 3, 5)),
+        (rms_norm(axis=(0, 2), epsilon=1e-6), (0, 2), (2, 1, 5)),
+        (rms_norm(axis="all"), (0, 1, 2), (2, 3, 5)),
     ],
     ids=repr,
 )
@@ -210,13 +210,14 @@ def test_a_mean_far_larger_than_the_spread(norm: Layer[Any, Any, Any, Any]) -> N
     params, state = norm.init(KEY, x)
     y = norm.apply(params, state, jnp.asarray(x))[0]
     exact = x.astype(np.float64)
-    if norm.apply is rms_norm.apply:
+    name, _, _ = repr(norm).partition("(")
+    if name == "rms_norm":
         assert_close(y, exact / np.sqrt((exact**2).mean(-1, keepdims=True)))
-    elif norm.apply is layer_norm.apply:
+    elif name == "layer_norm":
         spread = np.sqrt(exact.var(-1, keepdims=True) + 1e-5)
         np.testing.assert_allclose(y, (exact - exact.mean(-1, keepdims=True)) / spread, 1e-4, 1e-4)
     else:
-        grouped = exact.reshape(64, 2, 2) if norm.apply is group_norm.apply else exact[..., None]
+        grouped = exact.reshape(64, 2, 2) if name == "group_norm" else exact[..., None]
         centred = grouped - grouped.mean((0, 2), keepdims=True)
         wanted = centred / np.sqrt(grouped.var((0, 2), keepdims=True) + 1e-5)
         np.testing.assert_allclose(y, wanted.reshape(64, 4), 1e-4, 1e-4)
@@ -240,7 +241,7 @@ def test_equal_hyperparameters_give_equal_states() -> None:
     x = normal(4, 2)
     for norm in NORMS:
         assert jax.tree.structure(norm.init(KEY, x)) == jax.tree.structure(norm.init(KEY, x))
-    one, other = (layer_norm.init(KEY, x, axis)[1] for axis in ([-1], -1))
+    one, other = (layer_norm.init(KEY, x, axis=axis)[1] for axis in ([-1], (-1,)))
     assert one == other and hash(one.config) == hash(other.config)
 
 
@@ -255,13 +256,13 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="rms_norm: expected epsilon to be at least 0"):
         rms_norm(epsilon=-1.0)
     with pytest.raises(ValueError, match="layer_norm: expected axis to be in"):
-        layer_norm(2).init(KEY, x)
+        layer_norm(axis=2).init(KEY, x)
     with pytest.raises(ValueError, match="instance_norm: expected data_format to be"):
-        instance_norm(data_format="channels_last")
+        instance_norm(data_format="channels_last")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match="instance_norm: expected x with at least 2 axes"):
         instance_norm().init(KEY, normal(3))
-    with pytest.raises(TypeError, match="layer_norm: expected use_scale to be .*, got <f"):
-        layer_norm.bind(-1, 1e-5, jax.nn.initializers.ones)
+    with pytest.raises(TypeError, match="layer_norm: expected use_scale .*, got the function ones"):
+        layer_norm.bind(use_scale=jax.nn.initializers.ones)
     with pytest.raises(TypeError, match="rms_norm: expected use_scale to be .*, got None"):
         rms_norm.bind(use_scale=None)
     for norm in NORMS:
@@ -303,9 +304,9 @@ def test_parameters_that_are_used_in_one_model_and_not_in_another_raise() -> Non
     x = normal(4)
     full, with_bias = layer_norm.init(KEY, x)
     bare, without_bias = layer_norm.init(KEY, x, use_bias=False)
-    with pytest.raises(TypeError, match="^layer_norm: expected params.bias to be an array, got None"):
+    with pytest.raises(TypeError, match="^layer_norm: expected params.bias .* an array, got None"):
         layer_norm.apply(bare, with_bias, x)
-    with pytest.raises(TypeError, match="^layer_norm: expected params.bias to be None, got an array of"):
+    with pytest.raises(TypeError, match="^layer_norm: expected params.bias to be None, got an ar"):
         layer_norm.apply(full, without_bias, x)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import mlax
-from mlax.blocks.stochastic_depth import stochastic_depth
-from tests.blocks.oracle import KEY, assert_close, normal
+from mlax.combinators.stochastic_depth import stochastic_depth
+from tests.oracle import KEY, assert_close, normal
 
 KEYS = jax.random.split(jax.random.key(7), 256)
 

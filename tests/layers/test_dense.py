@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlax.blocks.dense import DenseParams, dense
+from mlax.layers.dense import DenseParams, dense
 from mlax.initializers import glorot_uniform
-from tests.blocks.oracle import KEY, assert_layer_equals, normal
+from tests.oracle import KEY, assert_layer_equals, normal
 
 
 @pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3), (0, 3), (1, 3)])
@@ -58,7 +58,7 @@ def test_wrong_argument_raises() -> None:
     with pytest.raises(ValueError, match="^dense: expected features to be a positive integer"):
         dense(0)
     with pytest.raises(TypeError, match="^dense: expected use_bias to be .*, got 'no'"):
-        dense(1, "no")  # type: ignore[arg-type]  # the error is what is tested
+        dense(1, use_bias="no")  # type: ignore[arg-type]  # the error is what is tested
     with pytest.raises(TypeError, match="^dense: expected dtype to be a dtype, got 'half a float'"):
         dense(1, dtype="half a float")
     with pytest.raises(ValueError, match=r"^dense: .*bias_initializer .*\(2,\), got \(1,\)"):
@@ -88,7 +88,8 @@ def test_bias_that_does_not_fit_the_kernel_raises() -> None:
 
 def test_parameters_of_another_model_raise() -> None:
     x = jnp.ones(3)
-    (full, with_bias), (bare, without_bias) = (dense.init(KEY, x, 3, use) for use in (True, False))
+    full, with_bias = dense.init(KEY, x, 3)
+    bare, without_bias = dense.init(KEY, x, 3, use_bias=False)
     with pytest.raises(TypeError, match="^dense: expected params.bias to be an array, got None"):
         dense.apply(bare, with_bias, x)
     with pytest.raises(TypeError, match="^dense: expected params.bias to be None, got an array of"):

@@ -18,13 +18,13 @@ def normal(*shape: int, seed: int = 0) -> jax.Array:
 
 
 def randomized(tree: Any) -> Any:
-    """Return the tree with other numbers in it, so that no scale is 1 and no bias 0."""
+    """Return the tree with different numbers, so that no scale is 1 and no bias 0."""
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), tree)
 
 
 def assert_close(got: Any, wanted: Any) -> None:
-    """Require two trees of numbers that agree to 1e-5."""
+    """Require two trees of numbers to agree to 1e-5."""
     assert jax.tree.structure(got) == jax.tree.structure(wanted)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         assert a.shape == b.shape
@@ -32,7 +32,7 @@ def assert_close(got: Any, wanted: Any) -> None:
 
 
 def outputs_and_gradients(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
-    """Return the value and the gradients of a weighted sum of it."""
+    """Return the value, and the gradients of a weighted sum of it."""
 
     def weighted(*arguments: Any) -> tuple[jax.Array, Any]:
         y = function(*arguments)
@@ -48,7 +48,7 @@ def outputs_and_gradients(function: Callable[..., Any], *arguments: Any) -> tupl
 def assert_layer_equals(
     layer: Layer[Any, Any, Any, Any], oracle: Callable[[Any, Any], Any], x: Any
 ) -> None:
-    """Require that apply is `oracle(params, x)`, and so are the gradients of both."""
+    """Require that apply agrees with `oracle(params, x)`, and so do their gradients."""
     params, state = layer.init(KEY, x)
     params = randomized(params)
     got = outputs_and_gradients(lambda params, x: layer.apply(params, state, x)[0], params, x)

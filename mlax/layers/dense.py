@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from mlax import arguments
-from mlax.arguments import Shaped
+from mlax.arguments import DType, Size
+from mlax.errors import expected
 from mlax.initializers import Initializer, glorot_uniform, initialize
+from mlax.layer import Key, Shaped
 from mlax.layers.linear import matmul
-from mlax.pair import AxisName, Key, State, layer
+from mlax.pair import stateless
 
 
 class DenseParams(NamedTuple):
@@ -25,69 +26,45 @@ class DenseParams(NamedTuple):
     kernel: jax.Array
     """(in_features, features)"""
     bias: jax.Array | None
-    """(features,), or None where there is none."""
+    """(features,), or None without a bias."""
 
 
 class DenseConfig(NamedTuple):
     """Configuration of `dense`."""
 
-    absent: tuple[str, ...]
-    """The names of the parameters that are not used."""
+    use_bias: bool
+    """Whether there is a bias."""
 
 
-def apply(
-    params: DenseParams,
-    state: State[tuple[()], DenseConfig],
-    x: jax.Array,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[jax.Array, State[tuple[()], DenseConfig]]:
-    """Return x @ kernel + bias: see `mlax.Apply` and `mlax.dense`."""
-    config = arguments.config_of("dense", state, DenseConfig)
-    arguments.require_params("dense", params, DenseParams, config.absent)
+def apply(params: DenseParams, config: DenseConfig, x: jax.Array) -> jax.Array:
+    """Return x @ kernel + bias: see `mlax.dense`."""
     y = matmul("dense", x, params.kernel)
     if params.bias is None:
-        return y, state
+        return y
     if params.bias.shape != y.shape[-1:]:
-        raise ValueError(
-            f"dense: expected bias to be of shape {y.shape[-1:]}, as the kernel has "
-            f"{y.shape[-1]} features, got shape {params.bias.shape}"
-        )
+        what = f"bias to be of shape {y.shape[-1:]}, as the kernel has {y.shape[-1]} features"
+        raise ValueError(expected("dense", what, f"shape {params.bias.shape}"))
     arguments.require_castable("dense", x, params.bias.dtype)
-    return y + params.bias.astype(y.dtype), state
+    return y + params.bias.astype(y.dtype)
 
 
-@layer(
-    apply,
-    checks={
-        "features": arguments.check_size,
-        "use_bias": arguments.check_bool,
-        "kernel_initializer": arguments.check_callable,
-        "bias_initializer": arguments.check_callable,
-        "dtype": arguments.check_dtype,
-    },
-)
+@stateless(apply, DenseConfig)
 def dense(
-    rng: Key,
-    x: Shaped,
-    features: int,
-    use_bias: bool = True,
-    kernel_initializer: Initializer = glorot_uniform,
-    bias_initializer: Initializer = jax.nn.initializers.zeros,
-    dtype: DTypeLike = jnp.float32,
-) -> tuple[DenseParams, State[tuple[()], DenseConfig]]:
+    rng: Key, x: Shaped, features: Size, *,
+    use_bias: bool = True, kernel_initializer: Initializer = glorot_uniform,
+    bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
+) -> DenseParams:
     """Linear transformation of the last axis with a bias: y = x @ kernel + bias.
 
-    (..., in_features) -> (..., features), any number of leading axes. It computes what
-    series(linear(features), bias(-1)) does, as one layer.
+    (..., in_features) -> (..., features), with any number of leading axes. The same as
+    series(linear(features), bias(-1)), as one layer.
 
     Args:
         features: length of the last axis of y.
         use_bias: whether there is a bias.
         kernel_initializer: called with (in_features, features).
         bias_initializer: called with (features,).
-        dtype: dtype of the parameters. They are cast to that of x when they are used.
+        dtype: dtype of the parameters. They are cast to the dtype of x when used.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not floating and a parameter is.
@@ -109,5 +86,4 @@ def dense(
     bias = None
     if use_bias:
         bias = initialize("dense", "bias_initializer", bias_initializer, keys[1], shape[1:], dtype)
-    params = DenseParams(kernel, bias)
-    return params, State((), DenseConfig(arguments.absent_of(params)))
+    return DenseParams(kernel, bias)

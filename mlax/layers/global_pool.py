@@ -9,15 +9,27 @@ import numpy.typing as npt
 from jax import lax
 
 from mlax import arguments
-from mlax.arguments import Sizes
-from mlax.combinators.composed import composed
-from mlax.layers.f import f
-from mlax.pair import AxisName, Key, Layer, State, layer
+from mlax.arguments import DataFormat, Sizes
+from mlax.errors import expected
+from mlax.layer import Key, Shaped
+from mlax.pair import stateless
 
 
-@composed()
-def flatten(x: jax.Array | jax.ShapeDtypeStruct) -> Layer[tuple[()], Any, jax.Array, jax.Array]:
-    """All elements of one example as a vector, the last axis running fastest.
+class FlattenConfig(NamedTuple):
+    """Configuration of `flatten`."""
+
+    ndim: int
+    """Number of axes of x."""
+
+
+def apply_flatten(params: tuple[()], config: FlattenConfig, x: jax.Array) -> jax.Array:
+    """Return x as a vector: see `mlax.flatten`."""
+    return jnp.ravel(arguments.array("flatten", x))
+
+
+@stateless(apply_flatten, FlattenConfig)
+def flatten(rng: Key, x: Shaped) -> tuple[()]:
+    """All elements of one example as a vector, with the last axis varying fastest.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> init, apply = mlax.flatten()
@@ -25,7 +37,8 @@ def flatten(x: jax.Array | jax.ShapeDtypeStruct) -> Layer[tuple[()], Any, jax.Ar
     >>> apply(params, state, jnp.ones((4, 4, 3)))[0].shape
     (48,)
     """
-    return f(jnp.ravel)
+    arguments.require_array("flatten", x)
+    return ()
 
 
 class GlobalAvgPoolConfig(NamedTuple):
@@ -33,28 +46,22 @@ class GlobalAvgPoolConfig(NamedTuple):
 
     data_format: str
     """Where the channel axis is."""
+    ndim: int
+    """Number of axes of x."""
 
 
 def apply_global_avg_pool(
-    params: tuple[()],
-    state: State[tuple[()], GlobalAvgPoolConfig],
-    x: jax.Array,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[jax.Array, State[tuple[()], GlobalAvgPoolConfig]]:
-    """Return the mean of every channel: see `mlax.Apply` and `mlax.global_avg_pool`."""
-    config = arguments.config_of("global_avg_pool", state, GlobalAvgPoolConfig)
+    params: tuple[()], config: GlobalAvgPoolConfig, x: jax.Array
+) -> jax.Array:
+    """Return the mean of every channel: see `mlax.global_avg_pool`."""
     x = arguments.array("global_avg_pool", x)
     axes = _spatial_axes("global_avg_pool", config.data_format, x)
     dtype = _mean_dtype(x)
-    return jnp.mean(x, axes, jnp.promote_types(dtype, jnp.float32)).astype(dtype), state
+    return jnp.mean(x, axes, jnp.promote_types(dtype, jnp.float32)).astype(dtype)
 
 
-@layer(apply_global_avg_pool, checks={"data_format": arguments.check_data_format})
-def global_avg_pool(
-    rng: Key, x: jax.Array | jax.ShapeDtypeStruct, data_format: str = "channel_last"
-) -> tuple[tuple[()], State[tuple[()], GlobalAvgPoolConfig]]:
+@stateless(apply_global_avg_pool, GlobalAvgPoolConfig)
+def global_avg_pool(rng: Key, x: Shaped, *, data_format: DataFormat = "channel_last") -> tuple[()]:
     """The mean of every channel over all spatial axes: (spatial..., channels) -> (channels,).
 
     Half precision is summed in float32. Integer x gives float32.
@@ -74,58 +81,45 @@ def global_avg_pool(
     Array([2.], dtype=float32)
     """
     _spatial_axes("global_avg_pool", data_format, x)
-    return (), State((), GlobalAvgPoolConfig(data_format))
+    return ()
 
 
 class AdaptiveAvgPoolConfig(NamedTuple):
     """Configuration of `adaptive_avg_pool`."""
 
-    output_shape: tuple[int, ...]
+    output_shape: int | tuple[int, ...]
     """Number of windows along each spatial axis."""
     data_format: str
     """Where the channel axis is."""
+    ndim: int
+    """Number of axes of x."""
 
 
 def apply_adaptive_avg_pool(
-    params: tuple[()],
-    state: State[tuple[()], AdaptiveAvgPoolConfig],
-    x: jax.Array,
-    rng: Key | None = None,
-    inference_mode: bool = False,
-    batch_axis_name: AxisName = (),
-) -> tuple[jax.Array, State[tuple[()], AdaptiveAvgPoolConfig]]:
-    """Return the mean of every window: see `mlax.Apply` and `mlax.adaptive_avg_pool`."""
-    output_shape, data_format = arguments.config_of(
-        "adaptive_avg_pool", state, AdaptiveAvgPoolConfig
-    )
+    params: tuple[()], config: AdaptiveAvgPoolConfig, x: jax.Array
+) -> jax.Array:
+    """Return the mean of every window: see `mlax.adaptive_avg_pool`."""
     x = arguments.array("adaptive_avg_pool", x)
-    axes = _spatial_axes("adaptive_avg_pool", data_format, x)
-    arguments.per_axis("adaptive_avg_pool", "output_shape", output_shape, len(axes))
+    axes = _spatial_axes("adaptive_avg_pool", config.data_format, x)
+    counts = arguments.per_axis("adaptive_avg_pool", "output_shape", config.output_shape, len(axes))
     dtype = _mean_dtype(x)
     y = x.astype(jnp.promote_types(dtype, jnp.float32))
-    for axis, count in zip(axes, output_shape, strict=True):
+    for axis, count in zip(axes, counts, strict=True):
         weights = _window_means(x.shape[axis], count).astype(y.dtype)
         y = jnp.tensordot(y, weights, ((axis,), (0,)), precision=lax.Precision.HIGHEST)
         y = jnp.moveaxis(y, -1, axis)
-    return y.astype(dtype), state
+    return y.astype(dtype)
 
 
-@layer(
-    apply_adaptive_avg_pool,
-    checks={"output_shape": arguments.check_sizes, "data_format": arguments.check_data_format},
-)
+@stateless(apply_adaptive_avg_pool, AdaptiveAvgPoolConfig)
 def adaptive_avg_pool(
-    rng: Key,
-    x: jax.Array | jax.ShapeDtypeStruct,
-    output_shape: Sizes,
-    data_format: str = "channel_last",
-) -> tuple[tuple[()], State[tuple[()], AdaptiveAvgPoolConfig]]:
-    """The means of `output_shape` windows, whatever the lengths of the spatial axes.
+    rng: Key, x: Shaped, output_shape: Sizes, *, data_format: DataFormat = "channel_last"
+) -> tuple[()]:
+    """The means of a fixed number of windows, whatever the lengths of the spatial axes.
 
-    Along an axis of length l, window i of n reaches from floor(i l / n) to
-    ceil((i + 1) l / n), as in `torch.nn.AdaptiveAvgPool2d`: windows may overlap, and there
-    may be more of them than elements. Half precision is summed in float32. Integer x gives
-    float32.
+    Along an axis of length l, window i of n extends from floor(i l / n) to ceil((i + 1) l / n), as
+    in `torch.nn.AdaptiveAvgPool2d`: windows may overlap, and there may be more of them than
+    elements. Half precision is summed in float32. Integer x gives float32.
 
     Args:
         output_shape: number of windows, or one for each spatial axis.
@@ -146,29 +140,26 @@ def adaptive_avg_pool(
            [4.]], dtype=float32)
     """
     axes = _spatial_axes("adaptive_avg_pool", data_format, x)
-    sizes = arguments.per_axis("adaptive_avg_pool", "output_shape", output_shape, len(axes))
-    return (), State((), AdaptiveAvgPoolConfig(sizes, data_format))
+    arguments.per_axis("adaptive_avg_pool", "output_shape", output_shape, len(axes))
+    return ()
 
 
 def _window_means(length: int, count: int) -> npt.NDArray[np.float64]:
-    """Return the (length, count) matrix that takes a row to the means of its windows."""
+    """Return the (length, count) matrix that maps a row to the means of its windows."""
     index, window = np.arange(length)[:, None], np.arange(count)
     start, stop = window * length // count, -(-(window + 1) * length // count)
     means: npt.NDArray[np.float64] = ((start <= index) & (index < stop)) / (stop - start)
     return means
 
 
-def _spatial_axes(
-    owner: str, data_format: str, x: jax.Array | jax.ShapeDtypeStruct
-) -> tuple[int, ...]:
-    """Return all axes but that of the channels, and require that there is something in them."""
+def _spatial_axes(owner: str, data_format: str, x: Shaped) -> tuple[int, ...]:
+    """Return all axes but the channel axis, which must exist and not be empty."""
     arguments.require_rank(owner, x, 2)
     channel = arguments.channel_axis(owner, data_format, x)
     axes = tuple(axis for axis in range(len(x.shape)) if axis != channel)
     if not all(x.shape[axis] for axis in axes):
-        raise ValueError(
-            f"{owner}: expected x with at least one element along axes {axes}, got shape {x.shape}"
-        )
+        what = f"x with at least one element along axes {axes}"
+        raise ValueError(expected(owner, what, f"shape {x.shape}"))
     return axes
 
 

@@ -1,4 +1,4 @@
-"""The blocks against flax.linen with the same weights, gradients included."""
+"""Layers against flax.linen with the same weights, gradients included."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import mlax
-from tests.blocks.oracle import KEY, assert_close, assert_layer_equals, normal
+from tests.oracle import KEY, assert_close, assert_layer_equals, normal
 
 linen: Any = pytest.importorskip("flax.linen")  # Any: flax is not typed
 
@@ -20,7 +20,7 @@ def affine(params: Any) -> dict[str, jax.Array]:
 
 
 def gates(params: Any, names: str) -> dict[str, dict[str, jax.Array]]:
-    """Return a fused projection as the layers of flax, for the inputs and the carry."""
+    """Return a fused projection in the layout of flax, for the inputs and the carry."""
     parts = [jnp.split(fused, len(names), -1) for fused in params[:3]]
     layers: dict[str, dict[str, jax.Array]] = {}
     for name, kernel, recurrent_kernel, bias in zip(names, *parts, strict=True):
@@ -79,7 +79,8 @@ def test_conv_transpose(strides: int, padding: str) -> None:
         kernel = jnp.moveaxis(params.kernel, 0, -1)
         return module.apply({"params": {"kernel": kernel}}, x[None])[0]
 
-    assert_layer_equals(mlax.conv_transpose(4, 3, strides, padding), oracle, IMAGE)
+    layer = mlax.conv_transpose(4, filter_shape=3, strides=strides, padding=padding)
+    assert_layer_equals(layer, oracle, IMAGE)
 
 
 def test_rnn_cell() -> None:

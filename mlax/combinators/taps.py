@@ -1,0 +1,99 @@
+"""How intermediate values leave a model: they travel with the variables.
+
+While `mlax.tap` runs a model, each selected child returns its variables as `Tapped`, which any
+jax transformation carries out of a loop or a map as it carries the variables.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import jax
+
+from mlax.tree import spelled_key
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def setting(variable: ContextVar[T], value: T) -> Iterator[None]:
+    """Set a context variable within a `with` statement."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["variables", "values"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Tapped:
+    """Variables, together with intermediate values by path."""
+
+    variables: Any
+    """The variables of a child."""
+    values: dict[str, Any]
+    """The outputs of children by path."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tap:
+    wants: Callable[[str], bool]
+    path: tuple[str, ...] = ()
+
+
+_TAP: ContextVar[_Tap | None] = ContextVar("tap", default=None)
+
+
+def tapping(wants: Callable[[str], bool]) -> contextlib.AbstractContextManager[None]:
+    """Record the outputs of all children whose path is selected."""
+    return setting(_TAP, _Tap(wants))
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+def below(key: int | str | None) -> contextlib.AbstractContextManager[None]:
+    """Add a key to the path while a child runs."""
+    tap = _TAP.get()
+    if tap is None or key is None:
+        return _NOTHING
+    return setting(_TAP, _Tap(tap.wants, (*tap.path, spelled_key(key))))
+
+
+def recorded(key: int | str | None, y: Any, variables: Any) -> Any:
+    """Return the variables of a child, with its output if it is selected."""
+    tap = _TAP.get()
+    if tap is None:
+        return variables
+    path = ".".join(tap.path if key is None else (*tap.path, spelled_key(key)))
+    return Tapped(variables, {path: y}) if path and tap.wants(path) else variables
+
+
+def separated(variables: Any, like: Any) -> tuple[Any, dict[str, Any]]:
+    """Return variables structured like `like`, and the values; the innermost of a path wins."""
+    if _TAP.get() is None:
+        return variables, {}
+    values: dict[str, Any] = {}
+
+    def leaves_of(tree: Any) -> list[Any]:
+        leaves: list[Any] = []
+        for node in jax.tree.leaves(tree, is_leaf=lambda n: isinstance(n, Tapped)):
+            if isinstance(node, Tapped):
+                values.update(node.values)
+                leaves += leaves_of(node.variables)
+            else:
+                leaves.append(node)
+        return leaves
+
+    return jax.tree.unflatten(jax.tree.structure(like), leaves_of(variables)), values
+
+
+def rejoined(variables: Any, values: dict[str, Any]) -> Any:
+    """Return variables that carry the values, the inverse of `separated`."""
+    return Tapped(variables, values) if values else variables

@@ -1,0 +1,28 @@
+"""The laws of a layer, as functions for layers of your own.
+
+`check_laws(layer, x)` checks them all; each is also a function of an `Example`. `spy()` is a layer
+to check combinators with.
+"""
+
+from mlax.testing.laws import (
+    LAWS, Example, check_batch_axis, check_copies, check_gradients, check_inference, check_keys,
+    check_laws, check_paths, check_shapes, check_state, check_strangers, check_transformations,
+)
+from mlax.testing.spy import spy
+
+__all__ = [
+    "LAWS",
+    "Example",
+    "check_batch_axis",
+    "check_copies",
+    "check_gradients",
+    "check_inference",
+    "check_keys",
+    "check_laws",
+    "check_paths",
+    "check_shapes",
+    "check_state",
+    "check_strangers",
+    "check_transformations",
+    "spy",
+]

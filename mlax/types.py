@@ -1,0 +1,74 @@
+"""The types that strictly typed programs name: contracts, hyperparameters, params and states.
+
+    DenseState = State[tuple[()], DenseConfig]
+    NormState = State[ZNormVariables, BatchNormConfig]
+    States = tuple[DenseState, NormState]
+    Params = tuple[DenseParams, NormParams]
+
+    dense(10)                        Layer[DenseParams, DenseState, Array, Array]
+    series(dense(10), batch_norm())  Layer[Params, TupleState[States], Array, Array]
+    batched(series(...))             Layer[Params, State[Variables[States], BatchedConfig], ...]
+    block, series with names         Layer[dict[str, Any], DictState, Array, Array]
+"""
+# fmt: off
+
+from mlax.arguments import (
+    AnyLayer, Axes, Axis, DataFormat, DType, Epsilon, Momentum, NormalizedAxis, Number, Padding,
+    Precision, Rate, Rule, Size, Sizes,
+)
+from mlax.combinators import Child, Sublayer, WiredConfig
+from mlax.combinators.batched import BatchedConfig
+from mlax.combinators.block import Sublayers
+from mlax.combinators.cast import CastConfig
+from mlax.combinators.composed import ComposedConfig
+from mlax.combinators.ensemble import EnsembleConfig
+from mlax.combinators.frozen import FrozenConfig
+from mlax.combinators.join import AddConfig, ConcatenateConfig, Entries, MultiplyConfig
+from mlax.combinators.recurrent import RecurrentConfig
+from mlax.combinators.remat import RematConfig
+from mlax.combinators.repeat import RepeatConfig
+from mlax.combinators.stochastic_depth import StochasticDepthConfig
+from mlax.combinators.switch import SwitchConfig
+from mlax.combinators.types import DictState, TupleState, Variables
+from mlax.initializers import Initializer
+from mlax.layer import Apply, ApplyWithRng, AxisName, Init, Key, Layer, Shaped, State
+from mlax.layers.bias import BiasConfig, BiasParams, InFeatures
+from mlax.layers.cells import (
+    CellParams, GruCellConfig, GruCellParams, LstmCellConfig, RnnCellConfig,
+)
+from mlax.layers.conv import ConvConfig, ConvFormat, ConvParams
+from mlax.layers.dense import DenseConfig, DenseParams
+from mlax.layers.dropout import DropoutConfig
+from mlax.layers.embed import EmbedConfig, EmbedParams
+from mlax.layers.f import FConfig, FRngConfig
+from mlax.layers.global_pool import AdaptiveAvgPoolConfig, FlattenConfig, GlobalAvgPoolConfig
+from mlax.layers.linear import LinearConfig, LinearParams
+from mlax.layers.norms import (
+    BatchNormConfig, GroupNormConfig, InstanceNormConfig, LayerNormConfig, NormParams,
+    RmsNormConfig,
+)
+from mlax.layers.parameter import ParameterConfig, ParameterParams, Shape
+from mlax.layers.pool import AvgPoolConfig, MaxPoolConfig, PoolConfig, SumPoolConfig
+from mlax.layers.scaler import ScalerConfig, ScalerParams
+from mlax.layers.z_norm import ZNormConfig, ZNormVariables
+from mlax.pair import Pair
+from mlax.tree import Where
+from mlax.typed import Jitted
+
+__all__ = [
+    "AdaptiveAvgPoolConfig", "AddConfig", "AnyLayer", "Apply", "ApplyWithRng", "AvgPoolConfig",
+    "Axes", "Axis", "AxisName", "BatchNormConfig", "BatchedConfig", "BiasConfig", "BiasParams",
+    "CastConfig", "CellParams", "Child", "ComposedConfig", "ConcatenateConfig", "ConvConfig",
+    "ConvFormat", "ConvParams", "DType", "DataFormat", "DenseConfig", "DenseParams", "DictState",
+    "DropoutConfig", "EmbedConfig", "EmbedParams", "EnsembleConfig", "Entries", "Epsilon",
+    "FConfig", "FRngConfig", "FlattenConfig", "FrozenConfig", "GlobalAvgPoolConfig",
+    "GroupNormConfig", "GruCellConfig", "GruCellParams", "InFeatures", "Init", "Initializer",
+    "InstanceNormConfig", "Jitted", "Key", "Layer", "LayerNormConfig", "LinearConfig",
+    "LinearParams", "LstmCellConfig", "MaxPoolConfig", "Momentum", "MultiplyConfig", "NormParams",
+    "NormalizedAxis", "Number", "Padding", "Pair", "ParameterConfig", "ParameterParams",
+    "PoolConfig", "Precision", "Rate", "RecurrentConfig", "RematConfig", "RepeatConfig",
+    "RmsNormConfig", "RnnCellConfig", "Rule", "ScalerConfig", "ScalerParams", "Shape", "Shaped",
+    "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer", "Sublayers", "SumPoolConfig",
+    "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig", "ZNormConfig",
+    "ZNormVariables",
+]

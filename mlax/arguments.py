@@ -91,7 +91,7 @@ def read_integer(owner: str, name: str, value: Any, wanted: str = "an integer") 
     if not isinstance(value, bool | np.bool_):
         with contextlib.suppress(TypeError):
             return operator.index(value)
-    raise TypeError(message(owner, name, wanted, _spelled(value)))
+    raise TypeError(message(owner, name, wanted, _shown(value)))
 
 
 def read_size(owner: str, name: str, value: Any) -> int:
@@ -123,14 +123,14 @@ def read_number(owner: str, name: str, value: Any, wanted: str = "a number") -> 
     if isinstance(value, Tracer) or np.ndim(value) == 0 and isinstance(value, jax.Array):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(message(owner, name, wanted, _spelled(value)))
+        raise TypeError(message(owner, name, wanted, _shown(value)))
     return value.item() if isinstance(value, np.number) else value
 
 
 def _within(wanted: str, fits: Callable[[Any], bool], owner: str, name: str, value: Any) -> Any:
     number = read_number(owner, name, value, f"a number {wanted}")
     if not isinstance(number, Tracer) and not fits(number):
-        raise ValueError(message(owner, name, wanted, _spelled(value)))
+        raise ValueError(message(owner, name, wanted, _shown(value)))
     return number
 
 
@@ -142,14 +142,14 @@ read_epsilon: Reader = functools.partial(_within, "at least 0", lambda number: n
 def read_bool(owner: str, name: str, value: Any) -> bool:
     """Require True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(message(owner, name, "True or False", _spelled(value)))
+        raise TypeError(message(owner, name, "True or False", _shown(value)))
     return bool(value)
 
 
 def read_function(owner: str, name: str, value: Any) -> Any:
     """Require a callable that is not a layer."""
     if isinstance(value, Layer) or not callable(value):
-        got = "a layer" if isinstance(value, Layer) else _spelled(value)
+        got = "a layer" if isinstance(value, Layer) else _shown(value)
         raise TypeError(message(owner, name, "a function", got))
     return value
 
@@ -179,7 +179,7 @@ def read_dtype(owner: str, name: str, value: Any) -> np.dtype[Any]:
         with contextlib.suppress(TypeError):
             dtype: np.dtype[Any] = jnp.dtype(value)
             return dtype
-    raise TypeError(message(owner, name, "a dtype", _spelled(value)))
+    raise TypeError(message(owner, name, "a dtype", _shown(value)))
 
 
 def read_precision(owner: str, name: str, value: Any) -> Any:
@@ -199,7 +199,7 @@ def read_precision(owner: str, name: str, value: Any) -> Any:
             way_out = ""
             if isinstance(entry, int):
                 way_out = f"input sizes are inferred from x: {owner}({entry}) sets the output size"
-            raise TypeError(message(owner, name, wanted, _spelled(value), way_out))
+            raise TypeError(message(owner, name, wanted, _shown(value), way_out))
     if len(pair) != 2:
         raise ValueError(message(owner, name, wanted, repr(value)))
     return pair if isinstance(value, tuple | list) else value
@@ -240,14 +240,14 @@ def read_data_format(owner: str, name: str, value: Any) -> str:
     """Require "channel_last", "channel_first", or distinct letters with one C, as in HWC."""
     wanted = '"channel_last", "channel_first", or a spec such as "HWC"'
     if not isinstance(value, str):
-        raise TypeError(message(owner, name, wanted, _spelled(value)))
+        raise TypeError(message(owner, name, wanted, _shown(value)))
     spec = value.isalpha() and value.count("C") == 1 and len(set(value)) == len(value)
     if value not in CHANNEL_AXES and (not spec or "N" in value):
         raise ValueError(message(owner, name, wanted, repr(value)))
     return value
 
 
-def _spelled(value: object) -> str:
+def _shown(value: object) -> str:
     is_described = isinstance(value, jax.Array | np.ndarray | types.FunctionType)
     return described(value) if is_described else source(value)
 
@@ -264,7 +264,7 @@ def entries(owner: str, name: str, value: Any) -> Sequence[Any]:
     ndim = value.ndim if isinstance(value, np.ndarray | jax.Array) else 0
     if isinstance(value, str | Tracer) or ndim > 1 or ndim and isinstance(value, jax.Array):
         wanted = "an integer or a sequence of integers"
-        raise TypeError(message(owner, name, wanted, _spelled(value)))
+        raise TypeError(message(owner, name, wanted, _shown(value)))
     return value if is_sequence(value) else (value,)
 
 

@@ -501,11 +501,11 @@ def config_of(owner: str, state: object, wanted: type[Any]) -> Any:
         return state.config
     got = arguments.described(state)
     if isinstance(state, State):
-        got = f"the state of {kind_of(state.config)}"
+        got = f"the state of {layer_name(state.config)}"
     raise TypeError(message(owner, "state", "what init returned", got, ANOTHER_STATE))
 
 
-def kind_of(config: Hashable) -> str:
+def layer_name(config: Hashable) -> str:
     """Return the name of the layer that this config belongs to."""
     kind = getattr(config, "kind", None)
     if isinstance(kind, str):

@@ -448,11 +448,11 @@ def require_equal_shapes(
     pairs = zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=False)
     same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
     if jax.tree.structure(wanted) != jax.tree.structure(got) or not same:
-        spelled = [jax.tree.map(_spelled, shape) for shape in (wanted, got)]
+        spelled = [jax.tree.map(_form, shape) for shape in (wanted, got)]
         raise error(message(owner, what, spelled[0], spelled[1], way_out))
 
 
-def _spelled(shape: jax.ShapeDtypeStruct) -> str:
+def _form(shape: jax.ShapeDtypeStruct) -> str:
     return f"{shape.dtype.name}{list(shape.shape)}"
 
 

@@ -32,7 +32,7 @@ class SwitchConfig(NamedTuple):
     """The layers."""
 
 
-class Branch(Protocol[X_contra, Y]):
+class Alternative(Protocol[X_contra, Y]):
     """A layer whose output has exactly the type Y: a checker may not widen it."""
 
     @property
@@ -47,7 +47,7 @@ class Switch(Transform[Any, State[Any, SwitchConfig], Any, Any]):
     """The type of `switch`: all layers have the same input and output."""
 
     def __call__(
-        self, index_fn: IndexFn, /, *layers: Branch[X, Y]
+        self, index_fn: IndexFn, /, *layers: Alternative[X, Y]
     ) -> Layer[tuple[Any, ...], State[Any, SwitchConfig], X, Y]:
         """Return the layer that runs one of `layers`."""
         return self.bind(index_fn, *layers)

@@ -26,7 +26,7 @@ from mlax.functional import scale_to_unit
 from mlax.initializers import Initializer, initialize
 from mlax.layer import AxisName, Key, Shaped, State
 from mlax.layers.z_norm import ZNormVariables, normalize, z_norm
-from mlax.pair import kind_of, layer, stateless
+from mlax.pair import layer_name, layer, stateless
 from mlax.statistics import statistics
 
 
@@ -110,7 +110,7 @@ NormConfig: TypeAlias = LayerNormConfig | RmsNormConfig | GroupNormConfig | Inst
 
 def apply(params: NormParams, config: NormConfig, x: jax.Array) -> jax.Array:
     """Return x normalised over the axes of one example."""
-    owner = kind_of(config)
+    owner = layer_name(config)
     x = arguments.array(owner, x)
     wide = _wide(owner, x)
     if isinstance(config, LayerNormConfig | RmsNormConfig):

@@ -15,7 +15,7 @@ from mlax import arguments, functional
 from mlax.arguments import DataFormat, Padding, Rule, Sizes
 from mlax.errors import message
 from mlax.layer import Key, Shaped
-from mlax.pair import kind_of, stateless
+from mlax.pair import layer_name, stateless
 
 
 class WindowConfig(NamedTuple):
@@ -85,7 +85,7 @@ class PoolConfig(NamedTuple):
 
 def apply(params: tuple[()], config: WindowConfig | PoolConfig, x: jax.Array) -> jax.Array:
     """Return every window reduced, by the function of `mlax.functional` of the same name."""
-    result: jax.Array = getattr(functional, kind_of(config))(x, *config[:-1])
+    result: jax.Array = getattr(functional, layer_name(config))(x, *config[:-1])
     return result
 
 

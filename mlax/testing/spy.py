@@ -32,7 +32,7 @@ class SpyConfig(NamedTuple):
     """Configuration of `spy`: no hyperparameters."""
 
 
-class Call(NamedTuple):
+class SpyCall(NamedTuple):
     """What a spy was called with."""
 
     inference_mode: bool
@@ -47,7 +47,7 @@ def apply(
 ) -> tuple[Any, State[tuple[()], SpyConfig]]:
     """Return x with noise, and record the call: see `mlax.Apply` and `mlax.testing.spy`."""
     for calls in _recording:
-        calls.append(Call(inference_mode, batch_axis_name))
+        calls.append(SpyCall(inference_mode, batch_axis_name))
     leaves, structure = jax.tree.flatten(x)
     key = None if inference_mode else required_key("spy", rng)
     if key is not None and jax.random.key_impl(key) == RECORDED:
@@ -85,13 +85,13 @@ def spy(rng: Key, x: Any) -> tuple[SpyParams, State[tuple[()], SpyConfig]]:
     return SpyParams(1.0 + jax.random.uniform(rng)), State((), SpyConfig())
 
 
-_recording: list[list[Call]] = []
+_recording: list[list[SpyCall]] = []
 
 
 @contextlib.contextmanager
-def recorded_calls() -> Iterator[list[Call]]:
+def recorded_calls() -> Iterator[list[SpyCall]]:
     """Record the calls of all spies that are traced or run."""
-    calls: list[Call] = []
+    calls: list[SpyCall] = []
     _recording.append(calls)
     try:
         yield calls

@@ -74,6 +74,7 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
         self._needs_rng = _reads_rng(apply) if needs_rng is None else needs_rng
         self._init_function = init
         self.init = self._public_init()
+        self.unchecked_apply = apply
         self.apply = self._public_apply(apply)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -201,19 +202,12 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
 
     def _public_apply(self, apply: Callable[..., tuple[Y_co, S]]) -> Apply[P, S, X_contra, Y_co]:
         """Return a function of this pair alone that checks its arguments and calls `apply`."""
-        name = self.__name__
 
         def checked(
             params: P, state: S, x: X_contra, rng: Key | None = None,
             inference_mode: bool = False, batch_axis_name: AxisName = (),
         ) -> tuple[Y_co, S]:
-            arguments.require_call(name, rng, inference_mode, batch_axis_name)
-            if self.config is not None:
-                ndim = getattr(config_of(name, state, self.config), "ndim", None)
-                if ndim is not None:
-                    arguments.require_ndims(name, x, (ndim,))
-            config = state.config if isinstance(state, State) else None
-            require_params(name, params, self._params_type, config)
+            self.require_call(params, state, x, rng, inference_mode, batch_axis_name)
             return apply(params, state, x, rng, bool(inference_mode), batch_axis_name)
 
         checked.__name__, checked.__qualname__ = "apply", f"{self.__qualname__}.apply"
@@ -221,6 +215,18 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
         if isinstance(self._needs_rng, bool):
             setattr(checked, "needs_rng", self._needs_rng)
         return checked
+
+    def require_call(
+        self, params: Any, state: Any, x: Any, rng: Any, inference_mode: Any, batch_axis_name: Any
+    ) -> None:
+        """Require arguments that `apply` can take."""
+        arguments.require_call(self.__name__, rng, inference_mode, batch_axis_name)
+        if self.config is not None:
+            ndim = getattr(config_of(self.__name__, state, self.config), "ndim", None)
+            if ndim is not None:
+                arguments.require_ndims(self.__name__, x, (ndim,))
+        config = state.config if isinstance(state, State) else None
+        require_params(self.__name__, params, self._params_type, config)
 
     def __get__(self, instance: object, owner: type | None = None) -> Self:
         """Return the pair: `help` shows a descriptor as it shows a function."""
@@ -373,6 +379,10 @@ class _Bound:
     hparams: HParams
     is_bound = True
 
+    def __post_init__(self) -> None:
+        """Hash while the layers within have their hash: models may be nested deeply."""
+        hash(self)
+
     @property
     def __name__(self) -> str:
         return self.pair.name_of(self.hparams)
@@ -453,13 +463,20 @@ class BoundApply(_Bound):
         inference_mode: bool = False, batch_axis_name: AxisName = (),
     ) -> Any:
         """Return `(y, state)`: see `mlax.Apply`."""
-        own = self.pair.adopt(self, state, x)
-        y, after = self.pair.apply(params, own, x, rng, inference_mode, batch_axis_name)
+        call = rng, inference_mode, batch_axis_name
+        own = self.admitted(params, state, x, *call)
+        y, after = self.pair.unchecked_apply(params, own, x, *call)
         if not isinstance(state, State):
             return y, after
         if after.config is not own.config:
             require_equal(self.__name__, "", own.config, after.config)
         return y, state.with_variables(after.variables)
+
+    def admitted(self, params: Any, state: Any, x: Any, *call: Any) -> Any:
+        """Return the state to run `unchecked_apply` with, and require that all arguments fit."""
+        own = self.pair.adopt(self, state, x)
+        self.pair.require_call(params, own, x, *call)
+        return own
 
     @property
     def bare(self) -> Any:

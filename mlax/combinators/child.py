@@ -318,8 +318,13 @@ def apply_child(
         _require_type(kind, "state.variables", variables, child.variables_type)
         state = variables if child.config is Foreign else State(variables, child.config)
         scope = child.key if isinstance(child.key, str) else place(owner, child.key)
+        call = rng, inference_mode, batch_axis_name
+        apply: Any = child.apply
         with jax.named_scope(scope), taps.below(child.key):
-            result = child.apply(params, state, x, rng, inference_mode, batch_axis_name)
+            if isinstance(apply, BoundApply):  # a call less on the stack: models may be deep
+                state = apply.admitted(params, state, x, *call)
+                apply = apply.pair.unchecked_apply
+            result = apply(params, state, x, *call)
         y, state = _pair_of(kind, "apply", "(y, state)", result)
         if isinstance(state, State) != (child.config is not Foreign):
             got = described(state)

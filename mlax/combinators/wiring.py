@@ -9,6 +9,7 @@ and paths are taken care of.
   on shapes if it only routes. The parameters are made afterwards, outside the trace.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterator
 from typing import (
@@ -285,7 +286,8 @@ class _Running:
         child = self._child
         if self.count:
             child = child._replace(key=f"{child.key}:{self.count}")
-        y, variables = self._call(child, self._params, self.variables, x, key)
+        owner, _, mode, axes = self._call
+        y, variables = apply_child(owner, child, self._params, self.variables, x, key, mode, axes)
         variables, values = separated(variables, self.variables)
         if outside:
             self.variables = variables
@@ -361,7 +363,7 @@ class Wired(Transform[P, S, X_contra, Y_co]):
         setattr(init, "__signature__", inspect.Signature(parameters))
         setattr(init, "__wrapped__", wire)  # to resolve annotations
         init.__annotations__ = {n: a for n, a in wire.__annotations__.items() if n != "return"}
-        super().__init__(init, self._run, WiredConfig, False)
+        Combinator.__init__(self, init, self._run, WiredConfig, False)
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HParams:
         """Return the hyperparameters, with the layers that are defaults, in their plain form."""
@@ -431,11 +433,12 @@ class Wired(Transform[P, S, X_contra, Y_co]):
         ]
         bound = self._arguments(given, slots, sublayers)
 
-        def wire(x: Any) -> Any:
-            return self._wire(x, *bound.args, **bound.kwargs)
-
+        wire = functools.partial(self._wire, **bound.kwargs)
         with one_tracing():
-            y = jax.eval_shape(wire, x) if traced else wire(shapes(x))
+            if traced:
+                y = jax.eval_shape(lambda x: wire(x, *bound.args), x)
+            else:
+                y = wire(shapes(x), *bound.args)
             for sublayer, child_rng in zip(sublayers.values(), keys, strict=True):
                 if sublayer.made is None:
                     what, got = "every sublayer to be called", f"no call of {sublayer.key}"
@@ -472,14 +475,17 @@ class Wired(Transform[P, S, X_contra, Y_co]):
         return State(state.variables, config._replace(children=children))
 
     def _run(
-        self, call: Call, config: WiredConfig, params: Any, variables: Any, x: Any
+        self, params: Any, state: Any, x: Any, rng: Key | None = None,
+        inference_mode: bool = False, batch_axis_name: AxisName = (),
     ) -> tuple[Any, Any]:
-        children = config.children
-        call = call._replace(owner=config.kind)
-        each_params, each_variables = split(config.kind, children, params, variables)
-        keys = apply_keys(call.rng, [child.needs_rng for child in children])
+        config: WiredConfig = state.config
+        owner, children = config.kind, config.children
+        each_params, each_variables = split(owner, children, params, state.variables)
+        keys = apply_keys(rng, [child.needs_rng for child in children])
         sublayers = {
-            child.key: _Running(call._replace(rng=key), child, calls, p, v)
+            child.key: _Running(
+                Call(owner, key, inference_mode, batch_axis_name), child, calls, p, v
+            )
             for child, key, calls, p, v in zip(
                 children, keys, config.calls, each_params, each_variables, strict=True
             )
@@ -488,7 +494,8 @@ class Wired(Transform[P, S, X_contra, Y_co]):
         if not self._routes:  # dict entries in the order that jax gives them, as in `init`
             x = jax.tree.map(lambda leaf: leaf, x)
         y = self._wire(x, *bound.args, **bound.kwargs)
-        return y, joined(children, [rejoined(s.variables, s.values) for s in sublayers.values()])
+        variables = [rejoined(one.variables, one.values) for one in sublayers.values()]
+        return y, State(joined(children, variables), config)
 
 
 def _listed(layers: dict[Any, Any]) -> str:

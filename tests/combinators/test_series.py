@@ -466,3 +466,12 @@ def test_a_users_state_and_params_may_be_numbers_of_python() -> None:
     y, state = step(params, state, X)
     assert state.variables[0] == 2
     np.testing.assert_allclose(y, 2 * X @ params[1].kernel, rtol=1e-6)
+
+
+def test_models_may_be_nested_deeply() -> None:
+    model: AnyLayer = mlax.linear(3)
+    for _ in range(140):
+        model = mlax.series(model)
+    params, state = model.init(KEY, X)
+    y, _ = jax.eval_shape(jax.jit(model.apply), params, state, X)
+    assert y.shape == X.shape

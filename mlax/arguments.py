@@ -63,6 +63,10 @@ class Rule(NamedTuple):
     read: Reader
     """`read(owner, name, value)` raises, or returns the value in its plain form."""
 
+    def __repr__(self) -> str:
+        """Return the name of the function, as `help` shows it in signatures."""
+        return f"Rule({source(self.read)})"
+
 
 def rule_of(hint: Any) -> Reader | None:
     """Return the rule for an annotation: `Annotated`, `bool`, or a type of functions or layers.

@@ -291,7 +291,7 @@ class _NoConfig(typing.NamedTuple):
     """The config of a layer whose `apply` uses no hyperparameters."""
 
 
-class _Stateless(Pair[H, P, State[tuple[()], Any], X_contra, Y_co]):
+class StatelessPair(Pair[H, P, State[tuple[()], Any], X_contra, Y_co]):
     """A pair whose `apply` is a function of (params, config, x)."""
 
     def __init__(
@@ -364,7 +364,7 @@ def stateless(apply: Any, config: Any = None) -> Any:
     >>> apply(params, state, jnp.ones(2))[0]
     Array([8., 8.], dtype=float32)
     """
-    return lambda init: _Stateless(init, apply, config or _NoConfig)
+    return lambda init: StatelessPair(init, apply, config or _NoConfig)
 
 
 _MISSING = object()

@@ -54,6 +54,16 @@ class Combinator(PairBase[P, S, X_contra, Y_co]):
             return True
         return any(layer.needs_rng for _, layer in layers_of(hparams))
 
+    def make(self, rng: Key, x: Any, hparams: HParams) -> tuple[P, S]:
+        """Return `(params, state)`."""
+        return self.make_with_output(rng, x, hparams)[:2]
+
+    def make_with_output(
+        self, rng: Key, x: Any, hparams: HParams
+    ) -> tuple[P, S, Callable[[], Any]]:
+        """Return params, state, and a function that returns the shapes of the output."""
+        raise NotImplementedError
+
     def adopt(self, bound: BoundApply, state: Any, x: Any) -> Any:
         """Return the state with the `apply` of each of these layers in its children."""
         config: Any = config_of(self.__name__, state, self.config or tuple)
@@ -138,15 +148,11 @@ class Transform(Combinator[P, S, X_contra, Y_co]):
         run.__doc__ = apply.__doc__
         super().__init__(init, run, config, needs_rng)
 
-    def make(self, rng: Key, x: Any, hparams: HParams) -> tuple[P, S]:
-        """Return `(params, state)`."""
-        return self.make_with_output(rng, x, hparams)[:2]
-
     def make_with_output(
         self, rng: Key, x: Any, hparams: HParams
     ) -> tuple[P, S, Callable[[], Any]]:
         """Return params, state, and a function that returns the shapes of the output."""
-        made: Any = super().make(rng, x, hparams)
+        made: Any = PairBase.make(self, rng, x, hparams)
         values = dict(self.bound(hparams).arguments)
         values.setdefault("ndims", tuple(len(leaf.shape) for leaf in jax.tree.leaves(shapes(x))))
         values.update((name, made.child) for name, _ in layers_of(tuple(values.items())))
@@ -343,7 +349,7 @@ class _Initialised:
         return placeholders(self.made.params) if self.traced else self.made.params
 
 
-class Wired(Transform[P, S, X_contra, Y_co]):
+class Wired(Combinator[P, S, X_contra, Y_co]):
     """A combinator defined by a function of x and its layers."""
 
     def __init__(self, wire: Callable[..., Any], numbered: bool, routes: bool) -> None:
@@ -363,7 +369,7 @@ class Wired(Transform[P, S, X_contra, Y_co]):
         setattr(init, "__signature__", inspect.Signature(parameters))
         setattr(init, "__wrapped__", wire)  # to resolve annotations
         init.__annotations__ = {n: a for n, a in wire.__annotations__.items() if n != "return"}
-        Combinator.__init__(self, init, self._run, WiredConfig, False)
+        super().__init__(init, self._run, WiredConfig, False)
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HParams:
         """Return the hyperparameters, with the layers that are defaults, in their plain form."""
@@ -420,17 +426,13 @@ class Wired(Transform[P, S, X_contra, Y_co]):
         slots, layers = self._children(hparams)
         keys = init_keys(rng, len(layers))
         traced = not self._routes
-        one = jax.eval_shape(lambda rng: rng, rng) if traced else rng
+        rngs = [jax.eval_shape(lambda rng: rng, rng)] * len(keys) if traced else keys
         sublayers = {
-            key: _Initialised(owner, key, layer, one if traced else child_rng, traced)
-            for (key, layer), child_rng in zip(layers.items(), keys, strict=True)
+            key: _Initialised(owner, key, layer, one, traced)
+            for (key, layer), one in zip(layers.items(), rngs, strict=True)
         }
-        given = [
-            (n, v)
-            for n, v in hparams
-            if not any(True for _ in layers_of(((n, v),)))
-            and not equal(v, self.__signature__.parameters[n].default)
-        ]
+        defaults = {n: p.default for n, p in self.__signature__.parameters.items()}
+        given = [(n, v) for n, v in hparams if n not in slots and not equal(v, defaults[n])]
         bound = self._arguments(given, slots, sublayers)
 
         wire = functools.partial(self._wire, **bound.kwargs)

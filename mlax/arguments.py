@@ -124,7 +124,7 @@ def _read_each(read: Callable[..., T], owner: str, name: str, value: Any) -> T |
 
 def read_number(owner: str, name: str, value: Any, wanted: str = "a number") -> Any:
     """Require a number, which may be traced."""
-    if isinstance(value, Tracer) or np.ndim(value) == 0 and isinstance(value, jax.Array):
+    if isinstance(value, jax.Array) and value.ndim == 0 and jnp.issubdtype(value.dtype, np.number):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise TypeError(message(owner, name, wanted, _shown(value)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mlax.arguments import AnyLayer, Rule, described, read_layer
+from mlax.arguments import AnyLayer, Rule, described, read_layer, require_key
 from mlax.combinators import making_copies
 from mlax.errors import message
 from mlax.layer import AxisName, Key, Layer, needs_rng
@@ -158,26 +158,29 @@ def as_module(layer: AnyLayer, rng: Key) -> "LayerModule | LayerModuleRng":
     (3, 2)
     """
     read_layer("as_module", "layer", layer)
+    require_key("as_module", rng)
     return (LayerModuleRng if layer.needs_rng else LayerModule)(layer, rng)
 
 
 class _LayerModule(Module):
     """A layer as a module; the signature of `forward` in a subclass says if it needs a key."""
 
+    _spent = ("rng",)
+
     def __init__(self, layer: AnyLayer, rng: Key) -> None:
         super().__init__()
-        self._layer = layer
+        self.layer = layer
         self.rng = rng
         self.params: Parameter = Parameter(trainable=True)
         self.state: Parameter = Parameter(trainable=False)
 
     def setup(self, x: Any) -> None:
-        self.params.data, self.state.data = self._layer.init(self.rng, x)
+        self.params.data, self.state.data = self.layer.init(self.rng, x)
 
     def forward(
         self, x: Any, rng: Key | None, inference_mode: bool = False, batch_axis_name: AxisName = ()
     ) -> Any:
-        apply, params, state = self._layer.apply, self.params.data, self.state.data
+        apply, params, state = self.layer.apply, self.params.data, self.state.data
         y, self.state.data = apply(params, state, x, rng, inference_mode, batch_axis_name)
         return y
 

@@ -248,10 +248,13 @@ def scale_to_unit(
 
 
 def dot_product_attention_logits(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Return query @ key^T / sqrt(depth).
+    """Return query @ key^T / sqrt(depth), in the dtype of the arguments.
+
+    Of integers, sqrt(depth) is rounded down and the quotient towards zero, as integer division
+    does; the products are summed in 32 bits.
 
     Args:
-        query: (query_length, depth), floating.
+        query: (query_length, depth).
         key: (key_value_length, depth), of the same dtype.
 
     Returns:
@@ -265,7 +268,11 @@ def dot_product_attention_logits(query: jax.Array, key: jax.Array) -> jax.Array:
         owner = "dot_product_attention_logits"
         raise ValueError(expected(owner, "query and key of one depth", got))
     scale = math.sqrt(query.shape[1])
-    return jnp.einsum("qd,kd->qk", query / jnp.asarray(scale, query.dtype), key)
+    if not jnp.issubdtype(query.dtype, jnp.integer):
+        return jnp.einsum("qd,kd->qk", query / jnp.asarray(scale, query.dtype), key)
+    wide = query.dtype if query.dtype.itemsize >= 4 else jnp.dtype(jnp.int32)
+    accumulated = jnp.einsum("qd,kd->qk", query, key, preferred_element_type=wide)
+    return lax.div(accumulated, jnp.asarray(max(int(scale), 1), wide)).astype(query.dtype)
 
 
 def apply_attention_weights(attention_weights: jax.Array, value: jax.Array) -> jax.Array:

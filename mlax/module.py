@@ -7,16 +7,20 @@ their static attributes are, including arrays and PRNG keys.
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable, Hashable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias, TypeVar, overload
 
 import jax
-import numpy as np
 from jax.tree_util import GetAttrKey
 
-from mlax.equality import equal
-from mlax.errors import expected
+from mlax.arguments import described
+from mlax.equality import source
+from mlax.errors import expected, message
 from mlax.layer import AxisName, Key
+from mlax.structure import Attributes, Holdings, Node, Structure
+from mlax.structure import at_top_level, contents_of, copied, entries_of, is_array, require_alive
+from mlax.structure import require_static, set_contents, walk, without_dead_keys
 
 __all__ = ["Module", "Parameter", "is_leaf_param", "is_non_trainable_param", "is_trainable_param"]
 
@@ -29,7 +33,7 @@ KeyPath: TypeAlias = tuple[Hashable, ...]
 """The path of a leaf in a pytree: key entries, as in `jax.tree_util`."""
 
 
-class Parameter:
+class Parameter(Node):
     """A pytree node with one child, `data`; every other attribute is static.
 
     Attributes:
@@ -38,22 +42,61 @@ class Parameter:
         data: a pytree; None if it was filtered out or is not set up yet.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "data", "trainable")
+    __slots__ = ("__dict__", "__weakref__", "_at_top_level", "data", "trainable")
 
     trainable: bool | None
     data: Any
     """Any pytree: only the module that sets it knows its type."""
+    _at_top_level: bool
 
     def __init__(self, trainable: bool | None, data: Any = None) -> None:
         self.trainable = trainable
         self.data = data
+        self._at_top_level = at_top_level()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def _held(self) -> dict[str, Any]:
         return {"trainable": self.trainable, "data": self.data, **self.__dict__}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
+    def _hold(self, attributes: dict[str, Any]) -> None:
+        self.__dict__.clear()
+        for name, value in attributes.items():
             setattr(self, name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._held()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._hold(state)
+        self._at_top_level = at_top_level()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Register the subclass as a pytree with keys."""
+        super().__init_subclass__(**kwargs)
+        unflatten = functools.partial(_unflatten_parameter, cls=cls)
+        jax.tree_util.register_pytree_with_keys(
+            cls, _flatten_parameter_with_keys, unflatten, _flatten_parameter
+        )
+
+    def _parts(self) -> Iterable[tuple[str, Any]]:
+        return (("data", self.data),)
+
+    def _require_sound(self, owner: str) -> None:
+        trainable: object = self.trainable
+        if trainable is not True and trainable is not False and trainable is not None:
+            got = described(trainable)
+            way_out = "it comes first: Parameter(True, array), or Parameter(None, [...]) for modules"
+            raise TypeError(message(owner, "trainable", "True, False or None", got, way_out))
+        for leaf in entries_of(self.data) if trainable is None else ():
+            if is_array(leaf):
+                what = "modules and parameters in Parameter(None, ...)"
+                way_out = "wrap it in Parameter(True, ...) or Parameter(False, ...)"
+                raise TypeError(expected(owner, what, described(leaf), way_out))
+
+    def _is_leaf(self) -> bool:
+        return self.trainable is not None
+
+    def _made_at_top_level(self) -> bool:
+        return getattr(self, "_at_top_level", False)
 
     def __repr__(self) -> str:
         return _repr(self)
@@ -74,6 +117,9 @@ def is_leaf_param(x: object) -> bool:
     return isinstance(x, Parameter) and x.trainable is not None
 
 
+_MISSING = object()
+
+
 class _HasForward(Protocol[Y_co]):
     """A module, by the type of its output."""
 
@@ -91,15 +137,31 @@ class _Call(Protocol[Y_co, M_co]):
 class _TypedCall:
     """Types `__call__` by what `forward` of the instance returns, and the class of the instance."""
 
-    def __get__(self, instance: _HasForward[Y], owner: type[M]) -> _Call[Y, M]:
+    @overload
+    def __get__(self, instance: None, owner: type[M]) -> Callable[..., tuple[Any, M]]: ...
+    @overload
+    def __get__(self, instance: _HasForward[Y], owner: type[M]) -> _Call[Y, M]: ...
+    def __get__(self, instance: Any, owner: Any) -> Any:
         raise NotImplementedError
 
 
-class Module:
+class _NotInitialized:
+    """Stands for `initialized` in a module whose constructor has not run."""
+
+    def __get__(self, module: object, owner: type) -> bool:
+        if module is None:
+            return False
+        what, way_out = "super().__init__() at the start of __init__", "call it before the rest"
+        raise AttributeError(expected(owner.__name__, what, "none", way_out))
+
+
+class Module(Node):
     """Base of layers and models written as classes.
 
     A subclass defines `__init__`, `setup` and `forward`. Subclassing registers the class as
-    a pytree with keys.
+    a pytree with keys. Attributes that are parameters or modules are children. All others are
+    static: lists, tuples and dicts of modules belong in `Parameter(None, [...])`. A parameter is
+    held at one place; to share a module, call it twice.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> class Gain(mlax.Module):
@@ -117,20 +179,35 @@ class Module:
     '.gain.data'
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_structure")
+    _spent: ClassVar[tuple[str, ...]] = ()
+    """Static attributes that are forgotten once the module is initialized, such as its key."""
 
-    initialized: bool
-    """Whether `setup` has run."""
-    _structure: "_Structure | None"
+    if TYPE_CHECKING:
+        initialized: bool
+        """Whether `setup` has run."""
+    else:
+        initialized = _NotInitialized()
 
     def __init__(self) -> None:
         """Start as a module that is not set up."""
+        attributes = Attributes(vars(self))
+        attributes.structure, attributes.made_at_top_level = None, at_top_level()
+        _set_attributes(self, attributes)
         self.initialized = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Register the subclass as a pytree with keys."""
         super().__init_subclass__(**kwargs)
-        unflatten = functools.partial(_unflatten_module, cls)
+        if getattr(cls, "__hash__") is None:  # the class of a dict or list comes before Module
+            for method in ("__eq__", "__ne__", "__hash__"):
+                setattr(cls, method, vars(Module)[method])
+        for name, value in vars(cls).items():
+            nodes = [node for _, node in walk(value) if isinstance(node, Node)]
+            if any(node._is_leaf() for node in nodes):
+                what, got = "parameters and modules as attributes of instances", f"{name} of the class"
+                way_out = f"set self.{name} in __init__"
+                raise TypeError(expected(cls.__name__, what, got, way_out))
+        unflatten = functools.partial(_unflatten_module, functools.partial(cls.__new__, cls))
         jax.tree_util.register_pytree_with_keys(
             cls, _flatten_module_with_keys, unflatten, _flatten_module
         )
@@ -148,7 +225,10 @@ class Module:
         A default of None for `rng` declares that the module needs no key. (The signature is
         open so that each subclass can declare its own.)
         """
-        raise NotImplementedError(f"{type(self).__name__}.forward")
+        owner = type(self).__name__
+        what = "a method forward(self, x, rng=None, inference_mode=False, batch_axis_name=())"
+        way_out = "setup(self, x) makes parameters and forward computes; init and apply are for pairs"
+        raise NotImplementedError(expected(owner, what, "none", way_out))
 
     if TYPE_CHECKING:
         __call__: _TypedCall = _TypedCall()
@@ -156,19 +236,47 @@ class Module:
         """`__call__` without the setup."""
     else:
 
-        def __call__(self, x, rng, inference_mode=False, batch_axis_name=()):
-            """Set up the module if necessary, and return `(forward(...), self)`."""
-            if not self.initialized:
-                self.setup(x)
-                self.initialized = True
-            return self.apply(x, rng, inference_mode, batch_axis_name)
+        def __call__(self, x, rng=_MISSING, inference_mode=False, batch_axis_name=()):
+            """Set up the module if necessary, and return `(forward(...), self)`.
+
+            A call that raises leaves the module as it was.
+            """
+            if rng is _MISSING:
+                if type(x) is type(self):
+                    return self  # optax calls labels, which are modules, to find out what they are
+                owner, way_out = type(self).__name__, "call module(x, rng), or module(x, None)"
+                raise TypeError(message(owner, "rng", "a PRNG key or None", "nothing", way_out))
+            if type(self).forward is Module.forward:
+                self.forward()
+            held = Holdings(self)
+            try:
+                if not self.initialized:
+                    self.setup(x)
+                    self.initialized = True
+                    Holdings(self)  # what setup made must be sound, too
+                if getattr(self.apply, "__func__", None) is Module.apply:
+                    result = self.forward(x, rng, inference_mode, batch_axis_name), self
+                else:
+                    result = self.apply(x, rng, inference_mode, batch_axis_name)
+                held.require_no_new_tracer()
+            except BaseException:
+                held.restore()
+                raise
+            return result
 
         def apply(self, x, rng, inference_mode=False, batch_axis_name=()):
             """Return `(forward(...), self)`, for a module that is set up."""
-            return self.forward(x, rng, inference_mode, batch_axis_name), self
+            held = Holdings(self)
+            try:
+                y = self.forward(x, rng, inference_mode, batch_axis_name)
+                held.require_no_new_tracer()
+            except BaseException:
+                held.restore()
+                raise
+            return y, self
 
     def filter(
-        self, f: Callable[[Parameter], bool] = is_trainable_param, inverse: bool = False
+        self, f: Callable[[Parameter], object] = is_trainable_param, inverse: bool = False
     ) -> Self:
         """Return a copy in which the leaf parameters that `f` rejects have no data.
 
@@ -177,16 +285,19 @@ class Module:
         Raises:
             AttributeError: the module is not initialized.
         """
-        return self.filter_with_path(lambda _, parameter: f(parameter) != inverse)
+        return self.filter_with_path(lambda _, parameter: f(parameter), inverse)
 
-    def partition(self, f: Callable[[Parameter], bool] = is_trainable_param) -> tuple[Self, Self]:
+    def partition(self, f: Callable[[Parameter], object] = is_trainable_param) -> tuple[Self, Self]:
         """Return `(filter(f), filter(f, inverse=True))`."""
         return self.filter(f), self.filter(f, inverse=True)
 
-    def filter_with_path(self, f: Callable[[KeyPath, Parameter], bool]) -> Self:
+    def filter_with_path(
+        self, f: Callable[[KeyPath, Parameter], object], inverse: bool = False
+    ) -> Self:
         """Return a copy in which the leaf parameters that `f(path, parameter)` rejects are empty.
 
-        The path is a tuple of key entries, as `jax.tree_util.tree_map_with_path` gives them.
+        With `inverse`, those that it accepts are. The path is a tuple of key entries, as
+        `jax.tree_util.tree_map_with_path` gives them.
 
         Raises:
             AttributeError: the module is not initialized.
@@ -199,16 +310,16 @@ class Module:
             if not is_leaf_param(leaf):
                 return leaf
             parameter: Parameter = jax.tree.map(lambda data: data, leaf)
-            if not f(path, leaf):
+            if bool(f(path, leaf)) == inverse:
                 parameter.data = None
             return parameter
 
         filtered: Self = jax.tree_util.tree_map_with_path(kept, self, is_leaf=is_leaf_param)
         return filtered
 
-    def partition_with_path(self, f: Callable[[KeyPath, Parameter], bool]) -> tuple[Self, Self]:
-        """Return the copy that `f` accepts and the copy that it rejects."""
-        return self.filter_with_path(f), self.filter_with_path(lambda *args: not f(*args))
+    def partition_with_path(self, f: Callable[[KeyPath, Parameter], object]) -> tuple[Self, Self]:
+        """Return `(filter_with_path(f), filter_with_path(f, inverse=True))`."""
+        return self.filter_with_path(f), self.filter_with_path(f, inverse=True)
 
     def combine(self, *others: Self) -> Self:
         """Return a copy with each empty parameter taken from the first other module that has it.
@@ -243,9 +354,18 @@ class Module:
         return module
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute: a child if it is a parameter or a module, else static."""
+        """Set an attribute: a child if it is a parameter or a module, else static.
+
+        Raises:
+            TypeError: the value is an array and would replace a parameter or a module.
+        """
+        before = self.__dict__.get(name)
+        if isinstance(before, Node) and is_array(value):
+            owner, got = type(self).__name__, described(value)
+            way_out = f"set its data, self.{name}.data = ..., or Parameter(False, ...) for a constant"
+            raise TypeError(message(owner, name, f"a {type(before).__name__}", got, way_out))
         object.__setattr__(self, name, value)
-        _set_structure(self, None)
+        self._forget_structure()
 
     def __delattr__(self, name: str) -> None:
         """Delete an attribute of a module that is not initialized.
@@ -257,26 +377,71 @@ class Module:
             what, got = "an initialized module to keep its attributes", f"a deletion of {name!r}"
             raise AttributeError(expected(type(self).__name__, what, got, "set it to None"))
         object.__delattr__(self, name)
-        _set_structure(self, None)
+        self._forget_structure()
+
+    def _forget_structure(self) -> None:
+        attributes = vars(self)
+        if isinstance(attributes, Attributes):  # not before super().__init__()
+            attributes.structure = None
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+    def __hash__(self) -> int:
+        return object.__hash__(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy the children, and static attributes only if they can be changed in place."""
-        copied: Self = object.__new__(type(self))
-        copied.__setstate__({
-            n: copy.deepcopy(v, memo) if isinstance(v, Parameter | Module) else _copied(v)
+        copy_of: Self = type(self).__new__(type(self))
+        copy_of._hold({
+            n: copy.deepcopy(v, memo) if isinstance(v, Node) else copied(v)
             for n, v in vars(self).items()
         })
-        return copied
+        set_contents(copy_of, contents_of(self))
+        return copy_of
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(self.__dict__)
+        return self._held()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        _set_structure(self, None)
+        self._hold(state)
+
+    def _held(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def _hold(self, attributes: dict[str, Any]) -> None:
+        held, outside = Attributes(attributes), getattr(vars(self), "made_at_top_level", None)
+        held.structure = None
+        held.made_at_top_level = at_top_level() if outside is None else outside
+        _set_attributes(self, held)
+
+    def _parts(self) -> Iterable[tuple[str, Any]]:
+        return [(name, value) for name, value in vars(self).items() if isinstance(value, Node)]
+
+    def _require_sound(self, owner: str) -> None:
+        structure = getattr(vars(self), "structure", None)
+        if not self.initialized or structure is None or structure.is_mutable:
+            require_alive(type(self).__name__, vars(self))
+            require_static(type(self).__name__, vars(self))
+
+    def _is_leaf(self) -> bool:
+        return False
+
+    def _made_at_top_level(self) -> bool:
+        return getattr(vars(self), "made_at_top_level", False)
 
     def __repr__(self) -> str:
         return _repr(self)
+
+
+_call: Any = vars(Module)["__call__"]  # a method of its own, not the type of the calls of subclasses
+_parameters = inspect.signature(_call).parameters.values()
+_call.__signature__ = inspect.Signature(
+    [p.replace(default=p.empty) if p.name == "rng" else p for p in _parameters]
+)
 
 
 def _misfit(module: Module, path: KeyPath, got: str) -> str:
@@ -284,120 +449,101 @@ def _misfit(module: Module, path: KeyPath, got: str) -> str:
     return expected(f"{type(module).__name__}.combine", f"{where} in the other module", got)
 
 
-def _repr(node: Parameter | Module) -> str:
-    attributes = ", ".join(f"{name}={value!r}" for name, value in node.__getstate__().items())
+def _repr(node: Node) -> str:
+    attributes = ", ".join(f"{name}={source(value)}" for name, value in node._held().items())
     return f"{type(node).__name__}({attributes})"
 
 
-class _Structure:
-    """The static part of a parameter or module: its attributes without the children.
-
-    Attributes:
-        names: the names of the children.
-        attributes: every attribute in the order in which they were set, None for children.
-        mutable: whether a static attribute can be changed in place. If so, attributes are copied
-            here and again for each new instance, so that a structure never changes.
-    """
-
-    __slots__ = ("attributes", "mutable", "names")
-
-    def __init__(self, attributes: dict[str, Any], names: tuple[str, ...]) -> None:
-        static = {n: None if n in names else value for n, value in attributes.items()}
-        self.names = names
-        self.mutable = any(map(_is_mutable, static.values()))
-        self.attributes = _copied(static) if self.mutable else static
-
-    def __eq__(self, other: object) -> bool:
-        if self is other or not isinstance(other, _Structure):
-            return self is other
-        return self.names == other.names and equal(self.attributes, other.attributes)
-
-    def __hash__(self) -> int:
-        return hash(self.names)
-
-    def __repr__(self) -> str:
-        return repr({n: v for n, v in self.attributes.items() if n not in self.names})
+_PLAIN = {t: Structure({"trainable": t, "data": None}, ("data",)) for t in (True, False, None)}
 
 
-def _copied(value: Any) -> Any:
-    """Return the value with its containers copied."""
-    if isinstance(value, dict):
-        mapping = copy.copy(value)
-        mapping.update({key: _copied(entry) for key, entry in value.items()})
-        return mapping
-    if isinstance(value, tuple):
-        entries = map(_copied, value)
-        return type(value)(*entries) if hasattr(value, "_fields") else tuple(entries)
-    if isinstance(value, list):
-        sequence = copy.copy(value)
-        sequence[:] = map(_copied, value)
-        return sequence
-    return copy.copy(value) if _is_mutable(value) else value
-
-
-def _is_mutable(value: object) -> bool:
-    if isinstance(value, tuple):
-        return any(map(_is_mutable, value))
-    return isinstance(value, list | dict | set | bytearray | np.ndarray)
-
-
-_PLAIN = {t: _Structure({"trainable": t, "data": None}, ("data",)) for t in (True, False, None)}
-
-
-def _flatten_parameter(parameter: Parameter) -> tuple[tuple[Any], _Structure]:
+def _flatten_parameter(parameter: Parameter) -> tuple[tuple[Any], Structure]:
+    trainable: Any = parameter.trainable  # which a user may have set to anything
+    if trainable is not True and trainable is not False and trainable is not None:
+        parameter._require_sound("Parameter")
     if parameter.__dict__:
-        return (parameter.data,), _Structure(parameter.__getstate__(), ("data",))
-    return (parameter.data,), _PLAIN[parameter.trainable]
+        return (parameter.data,), Structure(parameter._held(), ("data",))
+    return (parameter.data,), _PLAIN[trainable]
 
 
-def _flatten_parameter_with_keys(parameter: Parameter) -> tuple[Any, _Structure]:
-    children, structure = _flatten_parameter(parameter)
-    return ((GetAttrKey("data"), *children),), structure
-
-
-def _flatten_module(module: Module) -> tuple[list[Any], _Structure]:
-    structure = module._structure
-    attributes = module.__dict__
-    if structure is None:
-        names = tuple(n for n, value in attributes.items() if isinstance(value, Parameter | Module))
-        structure = _Structure(attributes, names)
-        if not structure.mutable:
-            _set_structure(module, structure)
-    children = []
-    for name in structure.names:  # a comprehension would cost another call per module
-        children.append(attributes[name])
-    return children, structure
-
-
-def _flatten_module_with_keys(module: Module) -> tuple[Any, _Structure]:
-    children, structure = _flatten_module(module)
-    return zip(map(GetAttrKey, structure.names), children, strict=True), structure
-
-
-def _unflatten_parameter(structure: _Structure, children: Iterable[Any]) -> Parameter:
-    parameter = object.__new__(Parameter)
-    if len(structure.attributes) > 2:
-        parameter.__setstate__(_copied(structure.attributes))
+def _unflatten_parameter(
+    structure: Structure, children: Iterable[Any], cls: type[Parameter] = Parameter
+) -> Parameter:
+    parameter = _new_parameter(cls)
+    attributes = structure.attributes
+    if len(attributes) > 2:
+        parameter._hold(copied(attributes))
     else:
-        parameter.trainable = structure.attributes["trainable"]
+        parameter.trainable = trainable = attributes["trainable"]
+        if trainable is False:
+            parameter._at_top_level = at_top_level()
     (parameter.data,) = children
     return parameter
 
 
-def _unflatten_module(cls: type[M], structure: _Structure, children: Iterable[Any]) -> M:
-    module = object.__new__(cls)
-    static = structure.attributes
-    attributes = _copied(static) if structure.mutable else static.copy()
-    if structure.names:
+def _flatten_parameter_with_keys(parameter: Parameter) -> tuple[Any, Structure]:
+    children, structure = _flatten_parameter(parameter)
+    return ((GetAttrKey("data"), *children),), structure
+
+
+def _flatten_module(module: Module) -> tuple[tuple[Any, ...], Structure]:
+    attributes: Any = module.__dict__
+    structure = attributes.structure if type(attributes) is Attributes else None
+    if structure is None or structure.is_mutable:
+        structure = _structure_of(module)
+    name = structure.only_child  # the fast paths: this runs for each module in each step
+    if name is not None:
+        return (attributes[name],), structure
+    children_of = structure.children_of
+    return () if children_of is None else children_of(attributes), structure
+
+
+def _structure_of(module: Module) -> Structure:
+    """Return the static part of a module, which must hold nothing that should be trained."""
+    if module.initialized:
+        forgotten = dict.fromkeys(name for name in module._spent if name in vars(module))
+    else:
+        forgotten = {}
+    attributes: Any = module.__dict__
+    if not isinstance(attributes, Attributes):  # as after a __setstate__ of a user's own
+        module._hold(attributes)
+        attributes = module.__dict__
+    if attributes.structure is None:
+        Holdings(module)  # requires that all is sound and nothing is shared
+    else:
+        module._require_sound(type(module).__name__)
+    names = tuple(name for name, _ in module._parts())
+    structure = Structure(attributes | forgotten, names, contents_of(module))
+    attributes.structure = structure
+    return structure
+
+
+def _flatten_module_with_keys(module: Module) -> tuple[Any, Structure]:
+    children, structure = _flatten_module(module)
+    return zip(map(GetAttrKey, structure.names), children, strict=True), structure
+
+
+def _unflatten_module(
+    new: Callable[[], Module], structure: Structure, children: Any
+) -> Module:
+    module = new()
+    attributes = Attributes(structure.attributes)
+    if structure.is_mutable:
+        attributes.update(without_dead_keys(copied(structure.attributes)))
+        attributes.made_at_top_level = at_top_level()
+        set_contents(module, structure.contents)
+    name = structure.only_child
+    if name is not None:
+        attributes[name] = children[0]
+    elif children:
         attributes.update(zip(structure.names, children))  # strict= would take as long as the rest
+    attributes.structure = structure
     _set_attributes(module, attributes)
-    _set_structure(module, None if structure.mutable else structure)
     return module
 
 
-# What object.__setattr__ calls: every step makes each module anew, so speed matters here.
-_set_attributes = Module.__dict__["__dict__"].__set__
-_set_structure = Module.__dict__["_structure"].__set__
+_new_parameter = Parameter.__new__
+_set_attributes = vars(Module)["__dict__"].__set__
 
 jax.tree_util.register_pytree_with_keys(
     Parameter, _flatten_parameter_with_keys, _unflatten_parameter, _flatten_parameter

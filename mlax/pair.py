@@ -14,7 +14,7 @@ import inspect
 import textwrap
 import typing
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeAlias, TypeVar
 from typing import overload
 
@@ -104,19 +104,12 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HParams:
         """Return the hyperparameters in their plain form, or raise."""
-        try:
-            passed = self.__signature__.bind(*args, **kwargs).arguments
-        except TypeError as error:
-            empty = inspect.Parameter.empty
-            parameters = self.__signature__.parameters.values()
-            names = [p.replace(annotation=empty, default=empty) for p in parameters]
-            text = f"{self.__name__}: {error}; expected {self.__name__}{inspect.Signature(names)}"
-            if "too many positional" in str(error):
-                text += "; pass the others by name; input sizes are inferred from x"
-            raise TypeError(text) from None
-        return tuple((name, self._read(name, value)) for name, value in passed.items())
+        way_out = "pass the others by name; input sizes are inferred from x"
+        passed = bind(self.__name__, self.__signature__, args, kwargs, too_many=way_out)
+        return tuple((name, self.read_one(name, value)) for name, value in passed.items())
 
-    def _read(self, name: str, value: Any) -> Any:
+    def read_one(self, name: str, value: Any) -> Any:
+        """Return a hyperparameter in its plain form, or raise."""
         owner = self.__name__
         rule: arguments.Reader = self._rules.get(name, lambda owner, name, value: _fixed(value))
         kind = self.__signature__.parameters[name].kind
@@ -142,7 +135,7 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
             elif parameter.kind is parameter.VAR_POSITIONAL or name in passed:
                 values[name] = passed.get(name, ())
             else:
-                values[name] = self._read(name, parameter.default)
+                values[name] = self.read_one(name, parameter.default)
         return inspect.BoundArguments(self.__signature__, values)
 
     def make(self, rng: Key, x: Any, hparams: HParams) -> tuple[P, S]:
@@ -152,6 +145,17 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
         bound = self.bound(hparams)
         made: tuple[P, S] = self._init_function(rng, x, *bound.args, **bound.kwargs)
         return made
+
+    def config_for(self, hparams: Mapping[str, Any], x: Any) -> Any:
+        """Return the config for these hyperparameters, all of them, and an input of apply."""
+        config: Any = self.config
+        available = dict(hparams)
+        if "ndim" in config._fields and "ndim" not in available:
+            axis = available.get("axis", 0)
+            axes = axis if isinstance(axis, tuple) else (axis,)
+            from_last = axes and all(type(entry) is int and entry < 0 for entry in axes)
+            available["ndim"] = None if from_last else len(x.shape)
+        return config(*(available[name] for name in config._fields))
 
     def adopt(self, bound: "BoundApply", state: Any, x: Any) -> Any:
         """Return the state to run with, which must have these hyperparameters."""
@@ -315,15 +319,7 @@ class StatelessPair(Pair[H, P, State[tuple[()], Any], X_contra, Y_co]):
     def make(self, rng: Key, x: Any, hparams: HParams) -> tuple[P, State[tuple[()], Any]]:
         """Return `(params, state)`; the config is filled from the hyperparameters by name."""
         params: Any = super().make(rng, x, hparams)
-        available = dict(self.bound(hparams).arguments)
-        fields = getattr(self.config, "_fields", ())
-        if "ndim" in fields and "ndim" not in available:
-            axis = available.get("axis", 0)
-            axes = axis if isinstance(axis, tuple) else (axis,)
-            from_last = axes and all(type(entry) is int and entry < 0 for entry in axes)
-            available["ndim"] = None if from_last else len(x.shape)
-        config: Any = self.config
-        return params, State((), config(*(available[name] for name in fields)))
+        return params, State((), self.config_for(self.bound(hparams).arguments, x))
 
     @functools.cached_property
     def _params_type(self) -> Any:
@@ -369,6 +365,21 @@ def stateless(apply: Any, config: Any = None) -> Any:
 
 _MISSING = object()
 _LINE_LENGTH = 88
+
+
+def bind(
+    owner: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any],
+    *, wrong: str = "", too_many: str = "",
+) -> dict[str, Any]:
+    """Return the arguments by name, or raise with the names that exist and the way out."""
+    try:
+        return signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        empty = inspect.Parameter.empty
+        names = [p.replace(annotation=empty, default=empty) for p in signature.parameters.values()]
+        text = f"{owner}: {error}; expected {owner}{inspect.Signature(names)}"
+        way_out = too_many if "too many positional" in str(error) and too_many else wrong
+        raise TypeError(f"{text}; {way_out}" if way_out else text) from None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

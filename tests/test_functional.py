@@ -279,6 +279,23 @@ def test_half_precision_is_summed_in_float32(dtype: DTypeLike) -> None:
     np.testing.assert_array_equal(exact(mean), [[expected]])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "plain"),
+    [
+        ("window_shape", np.array([2, 1]), (2, 1)),
+        ("strides", np.int64(2), 2),
+        ("padding", np.array([[1, 0], [0, 1]]), ((1, 0), (0, 1))),
+        ("input_dilation", np.array(2), 2),
+        ("window_dilation", (np.int64(1), np.uint8(2)), (1, 2)),
+    ],
+)
+def test_windows_may_be_integers_and_arrays_of_numpy(name: str, value: Any, plain: Any) -> None:
+    x = samples(5, 4, 2)
+    y = functional.max_pool(x, **dict[str, Any](window_shape=2) | {name: value})
+    expected = functional.max_pool(x, **dict[str, Any](window_shape=2) | {name: plain})
+    np.testing.assert_array_equal(y, expected, strict=True)
+
+
 def test_pool_takes_any_function_of_two_scalars() -> None:
     x = jnp.array([[3.0], [4.0], [12.0]])
     y = functional.pool(x, 0.0, lambda a, b: jnp.hypot(a, b), 2)
@@ -488,6 +505,23 @@ def test_dot_product_attention_logits() -> None:
     query, key = samples(5, 4), samples(3, 4, seed=1)
     logits = functional.dot_product_attention_logits(query, key)
     np.testing.assert_allclose(logits, exact(query) @ exact(key).T / 2, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint8])
+@pytest.mark.parametrize("depth", [4, 6])
+def test_attention_logits_of_integers_keep_their_dtype(dtype: Any, depth: int) -> None:
+    values = np.arange(3 * depth).reshape(3, depth) % 5
+    query = (values - (2 if np.issubdtype(dtype, np.signedinteger) else 0)).astype(dtype)
+    key = query[:2, ::-1].copy()
+    logits = functional.dot_product_attention_logits(jnp.asarray(query), jnp.asarray(key))
+    products = query.astype(np.int64) @ key.astype(np.int64).T
+    assert logits.dtype == dtype
+    np.testing.assert_array_equal(logits, np.trunc(products / 2).astype(dtype))
+
+
+def test_attention_logits_of_bytes_are_summed_in_32_bits() -> None:
+    wide = jnp.full((1, 16), 4, jnp.int8)
+    assert functional.dot_product_attention_logits(wide, wide).item() == 64  # of 256 / 4
 
 
 def test_apply_attention_weights() -> None:

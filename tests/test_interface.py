@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 import mlax
+from mlax.nn.base import OverPair, PairModule, PairModuleRng
 from mlax.nn.child import Composite
-from mlax.nn.trained import Trained
 
 REQUIRED = inspect.Parameter.empty
 
@@ -163,7 +163,8 @@ def test_class(path: str) -> None:
     if base.__name__.startswith("_"):  # shared by a class and its twin that needs a key
         assert base.__module__ == module.__name__
         (base,) = base.__bases__
-    assert base in (mlax.Module, Composite, Trained)
+    assert base in (Composite, OverPair, PairModule, PairModuleRng)
+    assert issubclass(cls, mlax.Module)
     assert getattr(mlax.nn, cls.__name__) is cls
     assert_arguments(cls, CLASSES[path])
     for parameter in inspect.signature(cls).parameters.values():
@@ -244,7 +245,7 @@ def test_pair(name: str) -> None:
     {
         "filter": {"f": mlax.is_trainable_param, "inverse": False},
         "partition": {"f": mlax.is_trainable_param},
-        "filter_with_path": {"f": REQUIRED},
+        "filter_with_path": {"f": REQUIRED, "inverse": False},
         "partition_with_path": {"f": REQUIRED},
         "combine": {"others": REQUIRED},
         "setup": {"x": REQUIRED},

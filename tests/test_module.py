@@ -5,6 +5,7 @@ import functools
 import importlib
 import inspect
 import pickle
+import re
 import subprocess
 import sys
 import weakref
@@ -291,8 +292,7 @@ STATICS: dict[str, Callable[[], Any]] = {
     "list of typed keys": lambda: list(jax.random.split(jax.random.key(7), 2)),
     "list of raw keys": lambda: list(jax.random.split(jax.random.PRNGKey(7), 2)),
     "tuple of keys": lambda: tuple(jax.random.split(jax.random.key(7), 2)),
-    "dict of arrays": lambda: {"sines": jnp.sin(jnp.arange(3.0))},
-    "tuple of numpy arrays": lambda: (np.arange(3), np.arange(2.0)),
+    "dict of numbers": lambda: {"sines": tuple(map(float, np.sin(np.arange(3.0))))},
     "function": lambda: triple,
     "partial": lambda: functools.partial(triple, factor=2),
     "jax function": lambda: jax.nn.relu,
@@ -424,7 +424,7 @@ def test_a_python_module_beside_a_list_is_kept() -> None:
         (lambda: {1, 2}, lambda static: static.add(3)),
         (lambda: Sizes([1, 2], 3), lambda static: static.widths.append(4)),
         (lambda: np.zeros(3), lambda static: static.__setitem__(0, 1)),
-        (lambda: [jnp.zeros(2)], lambda static: static.pop()),
+        (lambda: [jax.random.key(0)], lambda static: static.pop()),
     ],
     ids=[
         "list",
@@ -434,7 +434,7 @@ def test_a_python_module_beside_a_list_is_kept() -> None:
         "set",
         "named tuple",
         "numpy array",
-        "arrays",
+        "keys",
     ],
 )
 def test_change_in_place(make: Callable[[], Any], change: Callable[[Any], object]) -> None:
@@ -569,8 +569,19 @@ def test_forward_must_be_defined() -> None:
     class Empty(Module):
         pass
 
-    with pytest.raises(NotImplementedError, match="Empty"):
+    wanted = r"^Empty: expected a method forward\(self, x, .*; setup.*init and apply"
+    with pytest.raises(NotImplementedError, match=wanted):
         Empty()(X, None)
+
+
+def test_a_class_may_compile_apply() -> None:
+    class Compiled(nn.Linear):
+        apply = jax.jit(nn.Linear.apply, static_argnames=("inference_mode", "batch_axis_name"))
+
+    y, module = Compiled(jax.random.key(0), 3)(X, None)
+    again, _ = module.apply(X, None, True)
+    expected, _ = nn.Linear(jax.random.key(0), 3)(X, None)
+    np.testing.assert_allclose((y, again), (expected, expected), rtol=1e-6)
 
 
 def test_forward_may_change_parameters() -> None:
@@ -609,6 +620,20 @@ def test_filter_shows_leaf_parameters_only() -> None:
     tower().filter(look)
     assert len(seen) == 5
     assert all(map(mlax.is_leaf_param, seen))
+
+
+def test_what_a_predicate_returns_counts_as_true_or_false() -> None:
+    module = tower()
+
+    def matching(path: Any, parameter: Parameter) -> Any:
+        return re.match(r".*gain", keystr(path))
+
+    assert paths(module.filter_with_path(matching)) == [TOWER_PATHS[0], TOWER_PATHS[2]]
+    others = [TOWER_PATHS[1], TOWER_PATHS[3], TOWER_PATHS[4]]
+    assert paths(module.filter_with_path(matching, inverse=True)) == others
+    accepted, rejected = module.partition_with_path(matching)
+    assert (paths(accepted), paths(rejected)) == ([TOWER_PATHS[0], TOWER_PATHS[2]], others)
+    assert paths(module.filter(lambda parameter: 0, inverse=True)) == TOWER_PATHS
 
 
 def test_partition() -> None:
@@ -911,7 +936,7 @@ def test_a_copy_shares_children_and_a_deep_copy_does_not() -> None:
 
 def test_a_deep_copy_under_jit_has_no_tracer_among_its_static_attributes() -> None:
     for make_key in (jax.random.key, jax.random.PRNGKey):
-        module = scale([make_key(0), jnp.ones(2)])
+        module = scale([make_key(0), make_key(1)])
         copied = jax.jit(lambda module: copy.deepcopy(module))(module)
         assert structure(copied) == structure(module)
         assert same_leaves(copied, module)
@@ -1172,6 +1197,23 @@ def test_training_loop(make_key: Callable[[int], Key], name: str) -> None:
     assert losses[2] < losses[0]
     assert same_leaves(*results)
     assert not np.array_equal(net.norm.moving_mean.data, np.zeros(4))
+
+
+def test_labels_and_masks_are_modules() -> None:
+    """optax takes for a function what can be called, and a module can."""
+    _, linear = nn.Series([nn.Linear(jax.random.key(0), 3), nn.Bias(jax.random.key(1), -1)])(
+        BATCH[0], None
+    )
+    trained, _ = linear.partition()
+    labels = jax.tree.map(lambda leaf: "matrix" if leaf.ndim > 1 else "vector", trained)
+    mask = jax.tree.map(lambda leaf: leaf.ndim > 1, trained)
+    by_label = optax.multi_transform({"matrix": optax.sgd(1.0), "vector": optax.sgd(2.0)}, labels)
+    by_mask = optax.masked(optax.sgd(2.0), mask)
+    for optimizer, factors in ((by_label, (-1, -2)), (by_mask, (-2, 1))):
+        grads = jax.tree.map(jnp.ones_like, trained)
+        updates, _ = optimizer.update(grads, optimizer.init(trained), trained)
+        assert structure(updates) == structure(trained)
+        assert [float(leaf.mean()) for leaf in jax.tree.leaves(updates)] == list(factors)
 
 
 def test_training_starts_from_a_module_without_setup() -> None:

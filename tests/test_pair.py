@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 import mlax
 from mlax import AxisName, Key, Layer, State
-from mlax.initializers import embedding_normal, glorot_uniform
+from mlax.initializers import embedding_normal, lecun_normal
 
 KEY = jax.random.key(0)
 X = jnp.ones((4, 3))
@@ -38,7 +38,7 @@ HPARAMS: dict[str, dict[str, object]] = {
         "precision": None,
         "accum_dtype": None,
         "transposed_kernel": False,
-        "kernel_initializer": glorot_uniform,
+        "kernel_initializer": lecun_normal,
         "dtype": jnp.float32,
     },
     "bias": {
@@ -63,7 +63,7 @@ HPARAMS: dict[str, dict[str, object]] = {
         "data_format": "channel_last",
         "precision": None,
         "accum_dtype": None,
-        "kernel_initializer": glorot_uniform,
+        "kernel_initializer": lecun_normal,
         "dtype": jnp.float32,
     },
     "embed": {

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from mlax import arguments
 from mlax.arguments import DType, Padding, Precision, Rule, Size, Sizes
@@ -15,19 +14,9 @@ from mlax.combinators.composed import composed
 from mlax.combinators.series import series
 from mlax.combinators.types import DictState
 from mlax.errors import message
-from mlax.initializers import Initializer, glorot_uniform
-from mlax.layer import Key, Layer, Shaped, State
+from mlax.initializers import Initializer, lecun_normal
+from mlax.layer import Layer, Shaped, State
 from mlax.layers.conv import ConvFormat, ConvParams, conv
-
-
-def lecun_uniform(key: Key, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """Draw from U(-a, a) with a = sqrt(3 / fan_in).
-
-    For a depthwise kernel of shape (spatial..., 1, channels): outputs keep the variance of
-    the inputs, whereas the fan_out of Glorot's rule would count channels that an input does
-    not reach. Source: LeCun et al., "Efficient backprop", 1998.
-    """
-    return jax.nn.initializers.lecun_uniform()(key, shape, dtype)
 
 
 def _read_transposed_padding(owner: str, name: str, value: Any) -> Any:
@@ -43,7 +32,7 @@ def conv_transpose(
     padding: Annotated[Padding, Rule(_read_transposed_padding)] = "VALID",
     filter_dilation: Sizes | None = None, data_format: ConvFormat = "channel_last",
     precision: Precision = None, accum_dtype: DType | None = None,
-    kernel_initializer: Initializer = glorot_uniform, dtype: DType = jnp.float32,
+    kernel_initializer: Initializer = lecun_normal, dtype: DType = jnp.float32,
 ) -> Layer[ConvParams, State[tuple[()], Any], jax.Array, jax.Array]:
     """Transposed convolution: convolution of x with strides - 1 zeros between its elements.
 
@@ -109,7 +98,7 @@ def depthwise_conv(
     channel_multiplier: Size = 1, strides: Sizes = 1, padding: Padding = "VALID",
     filter_dilation: Sizes | None = None, data_format: ConvFormat = "channel_last",
     precision: Precision = None, accum_dtype: DType | None = None,
-    kernel_initializer: Initializer = lecun_uniform, dtype: DType = jnp.float32,
+    kernel_initializer: Initializer = lecun_normal, dtype: DType = jnp.float32,
 ) -> Layer[ConvParams, State[tuple[()], Any], jax.Array, jax.Array]:
     """Depthwise convolution: each channel of x has its own kernels.
 
@@ -148,8 +137,8 @@ def separable_conv(
     filter_shape: Sizes, channel_multiplier: Size = 1, strides: Sizes = 1,
     padding: Padding = "VALID", filter_dilation: Sizes | None = None,
     data_format: ConvFormat = "channel_last", precision: Precision = None,
-    accum_dtype: DType | None = None, depthwise_initializer: Initializer = lecun_uniform,
-    pointwise_initializer: Initializer = glorot_uniform, dtype: DType = jnp.float32,
+    accum_dtype: DType | None = None, depthwise_initializer: Initializer = lecun_normal,
+    pointwise_initializer: Initializer = lecun_normal, dtype: DType = jnp.float32,
 ) -> Layer[dict[str, Any], DictState, jax.Array, jax.Array]:
     """Separable convolution: depthwise, followed by pointwise (a window of length 1).
 

@@ -144,13 +144,11 @@ def module_style(
 ) -> Classifier:
     """Return the network as a module; the carry is (model, opt_state)."""
     key = functools.partial(jax.random.fold_in, rng)
-    pool = functools.partial(nn.functional.max_pool, window_shape=2, strides=2)
-    dropout = functools.partial(nn.functional.dropout, rate=0.5, axis=0)
     model = nn.SeriesRng(
         [
-            module_block(key(0), 32), nn.F(pool),
-            module_block(key(2), 64), module_block(key(3), 64), nn.F(pool),
-            nn.F(jnp.ravel), nn.FRng(dropout, lambda x, rng: x),
+            module_block(key(0), 32), nn.MaxPool(2, 2),
+            module_block(key(2), 64), module_block(key(3), 64), nn.MaxPool(2, 2),
+            nn.F(jnp.ravel), nn.Dropout(0.5, axis=0),
             nn.Linear(key(7), 10), nn.Bias(key(8), -1),
         ]
     )

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from mlax import arguments
 from mlax.arguments import DType, Number, Size, require_pair
 from mlax.errors import message
-from mlax.initializers import Initializer, glorot_uniform, initialize
+from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
 from mlax.pair import stateless
 
@@ -142,7 +142,7 @@ def apply_rnn_cell(
 @stateless(apply_rnn_cell, RnnCellConfig)
 def rnn_cell(
     rng: Key, x: tuple[Shaped, Shaped], features: Size, *,
-    activation: Activation = jnp.tanh, kernel_initializer: Initializer = glorot_uniform,
+    activation: Activation = jnp.tanh, kernel_initializer: Initializer = lecun_normal,
     recurrent_initializer: Initializer = orthogonal,
     bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
 ) -> CellParams:
@@ -197,7 +197,7 @@ def apply_lstm_cell(
 @stateless(apply_lstm_cell, LstmCellConfig)
 def lstm_cell(
     rng: Key, x: tuple[Shaped, tuple[Shaped, Shaped]], features: Size, *,
-    forget_bias: Number = 1.0, kernel_initializer: Initializer = glorot_uniform,
+    forget_bias: Number = 1.0, kernel_initializer: Initializer = lecun_normal,
     recurrent_initializer: Initializer = orthogonal,
     bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
 ) -> CellParams:
@@ -261,7 +261,7 @@ def apply_gru_cell(
 @stateless(apply_gru_cell, GruCellConfig)
 def gru_cell(
     rng: Key, x: tuple[Shaped, Shaped], features: Size, *,
-    kernel_initializer: Initializer = glorot_uniform,
+    kernel_initializer: Initializer = lecun_normal,
     recurrent_initializer: Initializer = orthogonal,
     bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
 ) -> GruCellParams:

@@ -20,7 +20,7 @@ from mlax.arguments import (
     padding_per_axis, per_axis,
 )
 from mlax.errors import expected, message
-from mlax.initializers import Initializer, glorot_uniform, initialize
+from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
 from mlax.pair import stateless
 
@@ -112,7 +112,7 @@ def conv(
     feature_group_count: Size = 1, batch_group_count: Size = 1,
     data_format: ConvFormat = "channel_last",
     precision: Precision = None, accum_dtype: DType | None = None,
-    kernel_initializer: Initializer = glorot_uniform, dtype: DType = jnp.float32,
+    kernel_initializer: Initializer = lecun_normal, dtype: DType = jnp.float32,
 ) -> ConvParams:
     """Convolution over the spatial axes of one example, without bias.
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mlax import arguments
 from mlax.arguments import DType, Size
 from mlax.errors import expected
-from mlax.initializers import Initializer, glorot_uniform, initialize
+from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
 from mlax.layers.linear import matmul
 from mlax.pair import stateless
@@ -51,7 +51,7 @@ def apply(params: DenseParams, config: DenseConfig, x: jax.Array) -> jax.Array:
 @stateless(apply, DenseConfig)
 def dense(
     rng: Key, x: Shaped, features: Size, *,
-    use_bias: bool = True, kernel_initializer: Initializer = glorot_uniform,
+    use_bias: bool = True, kernel_initializer: Initializer = lecun_normal,
     bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
 ) -> DenseParams:
     """Linear transformation of the last axis with a bias: y = x @ kernel + bias.

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from mlax import arguments
 from mlax.arguments import DType, Precision, Size
-from mlax.initializers import Initializer, glorot_uniform, initialize
+from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
 from mlax.pair import stateless
 
@@ -59,7 +59,7 @@ def apply(params: LinearParams, config: LinearConfig, x: jax.Array) -> jax.Array
 def linear(
     rng: Key, x: Shaped, out_features: Size,
     precision: Precision = None, accum_dtype: DType | None = None, transposed_kernel: bool = False,
-    kernel_initializer: Initializer = glorot_uniform, dtype: DType = jnp.float32,
+    kernel_initializer: Initializer = lecun_normal, dtype: DType = jnp.float32,
 ) -> LinearParams:
     """Linear transformation of the last axis, without bias: y = x @ kernel.
 
@@ -70,7 +70,8 @@ def linear(
         precision: precision of the product: a `jax.lax.Precision`, or a pair for x and kernel.
         accum_dtype: dtype of the sums and of y; None means the dtype of x.
         transposed_kernel: store the kernel as (out_features, in_features).
-        kernel_initializer: called with the shape of the kernel as stored.
+        kernel_initializer: called with (in_features, out_features); the result is transposed if
+            `transposed_kernel`.
         dtype: dtype of the kernel. It is cast to the dtype of x when used.
 
     Raises:
@@ -90,8 +91,5 @@ def linear(
     arguments.require_rank("linear", x, 1)
     arguments.require_castable("linear", x, dtype)
     shape = (x.shape[-1], out_features)
-    if transposed_kernel:
-        shape = shape[::-1]
-    return LinearParams(
-        initialize("linear", "kernel_initializer", kernel_initializer, rng, shape, dtype)
-    )
+    kernel = initialize("linear", "kernel_initializer", kernel_initializer, rng, shape, dtype)
+    return LinearParams(kernel.T if transposed_kernel else kernel)

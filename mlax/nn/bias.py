@@ -1,5 +1,7 @@
 """`Bias`: `mlax.bias` as a module."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -8,18 +10,26 @@ from mlax.initializers import Initializer
 from mlax.layer import Key
 from mlax.layers.bias import BiasParams, InFeatures, bias
 from mlax.module import Parameter
-from mlax.nn.trained import Trained
+from mlax.nn.base import PairModule
 
 
-class Bias(Trained):
+class Bias(PairModule[jax.Array, jax.Array]):
     """Addition of a trained term: see `mlax.bias`. The bias is the parameter `bias_kernel`."""
 
-    _params, _name = BiasParams, "bias_kernel"
+    _pair = bias
+    _params = BiasParams, ("bias_kernel",)
 
     def __init__(
         self, rng: Key, in_features: InFeatures,
         bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DTypeLike = jnp.float32,
     ) -> None:
         """Hold the key and the hyperparameters of `mlax.bias`."""
-        super().__init__(rng, bias(in_features, bias_initializer, dtype))
+        super().__init__()
+        self.rng: Key | None = rng
+        features = self._pair.read_one("in_features", in_features)
+        self.in_features: Sequence[int | None] = (
+            features if isinstance(features, tuple) else (features,)
+        )
+        self.bias_initializer = bias_initializer
+        self.dtype = dtype
         self.bias_kernel: Parameter = Parameter(trainable=True)

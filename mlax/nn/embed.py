@@ -1,5 +1,6 @@
 """`Embed`: `mlax.embed` as a module."""
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -7,18 +8,27 @@ from mlax.initializers import Initializer, embedding_normal
 from mlax.layer import Key
 from mlax.layers.embed import EmbedParams, embed
 from mlax.module import Parameter
-from mlax.nn.trained import Trained
+from mlax.nn.base import PairModule
 
 
-class Embed(Trained):
+class Embed(PairModule[jax.Array, jax.Array]):
     """Embedding of integers: see `mlax.embed`, with the parameter `embed_kernel`."""
 
-    _params, _name = EmbedParams, "embed_kernel"
+    _pair = embed
+    _params = EmbedParams, ("embed_kernel",)
 
     def __init__(
         self, rng: Key, vocab_size: int, embed_dim: int,
         embed_initializer: Initializer = embedding_normal, dtype: DTypeLike = jnp.float32,
     ) -> None:
         """Hold the key and the hyperparameters of `mlax.embed`."""
-        super().__init__(rng, embed(vocab_size, embed_dim, embed_initializer, dtype))
+        super().__init__()
+        self.rng: Key | None = rng
+        self.vocab_size = vocab_size
+        self.embed_dim = embed_dim
+        self.embed_initializer = embed_initializer
+        self.dtype = dtype
         self.embed_kernel: Parameter = Parameter(trainable=True)
+
+    def _sizes(self) -> dict[str, tuple[int | None, ...]]:
+        return {"embed_kernel": (self.vocab_size, self.embed_dim)}

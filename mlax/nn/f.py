@@ -3,44 +3,35 @@
 from collections.abc import Callable
 from typing import Any
 
-from mlax.layer import AxisName, Key, State
-from mlax.layers.f import FConfig, FRngConfig, f, f_rng
-from mlax.module import Module
+from mlax.layers.f import f, f_rng
+from mlax.nn.base import PairModule, PairModuleRng
 
 
-class F(Module):
+class F(PairModule[Any, Any]):
     """A function as a module: see `mlax.f`."""
 
+    _pair = f
+    _way_out = "pass functions, as in F(jax.nn.relu)"
+
     def __init__(
         self, train_fn: Callable[..., Any], infer_fn: Callable[..., Any] | None = None
     ) -> None:
         """Hold the functions for training and for inference."""
         super().__init__()
-        f(train_fn, infer_fn)  # checks the arguments
-        self._config = FConfig(train_fn, infer_fn)
-
-    def forward(
-        self, x: Any, rng: None = None, inference_mode: bool = False, batch_axis_name: AxisName = ()
-    ) -> Any:
-        """Return the value of the function at x."""
-        y, _ = f.apply((), State((), self._config), x, None, inference_mode, batch_axis_name)
-        return y
+        self.train_fn = train_fn
+        self.infer_fn = infer_fn
 
 
-class FRng(Module):
+class FRng(PairModuleRng[Any, Any]):
     """A function of the input and a key as a module: see `mlax.f_rng`."""
 
+    _pair = f_rng
+    _way_out = F._way_out
+
     def __init__(
         self, train_fn: Callable[..., Any], infer_fn: Callable[..., Any] | None = None
     ) -> None:
         """Hold the functions for training and for inference."""
         super().__init__()
-        f_rng(train_fn, infer_fn)  # checks the arguments
-        self._config = FRngConfig(train_fn, infer_fn)
-
-    def forward(
-        self, x: Any, rng: Key | None, inference_mode: bool = False, batch_axis_name: AxisName = ()
-    ) -> Any:
-        """Return the value of the function at x and rng."""
-        y, _ = f_rng.apply((), State((), self._config), x, rng, inference_mode, batch_axis_name)
-        return y
+        self.train_fn = train_fn
+        self.infer_fn = infer_fn

@@ -1,6 +1,6 @@
 """`Parallel` and `ParallelRng`: modules side by side."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mlax.errors import message
@@ -15,9 +15,9 @@ class _Parallel(Composite):
         self, x: Iterable[Any], rng: Key | None, inference_mode: bool, batch_axis_name: AxisName
     ) -> list[Any]:
         entries, keys = list(x), self._keys(rng)
-        if len(entries) != len(keys):
+        if len(entries) != len(keys) or isinstance(x, Mapping):
             wanted = f"an iterable of {len(keys)} entries, one for each layer"
-            got = f"{len(entries)} entries"
+            got = "a dict" if isinstance(x, Mapping) else f"{len(entries)} entries"
             raise ValueError(message(type(self).__name__, "x", wanted, got))
         return [
             self._call(i, entry, key, inference_mode, batch_axis_name)

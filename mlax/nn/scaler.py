@@ -1,5 +1,7 @@
 """`Scaler`: `mlax.scaler` as a module."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -9,18 +11,26 @@ from mlax.layer import Key
 from mlax.layers.bias import InFeatures
 from mlax.layers.scaler import ScalerParams, scaler
 from mlax.module import Parameter
-from mlax.nn.trained import Trained
+from mlax.nn.base import PairModule
 
 
-class Scaler(Trained):
+class Scaler(PairModule[jax.Array, jax.Array]):
     """Multiplication by a trained factor: see `mlax.scaler`, with the parameter `scaler_kernel`."""
 
-    _params, _name = ScalerParams, "scaler_kernel"
+    _pair = scaler
+    _params = ScalerParams, ("scaler_kernel",)
 
     def __init__(
         self, rng: Key, in_features: InFeatures,
         scaler_initializer: Initializer = jax.nn.initializers.ones, dtype: DTypeLike = jnp.float32,
     ) -> None:
         """Hold the key and the hyperparameters of `mlax.scaler`."""
-        super().__init__(rng, scaler(in_features, scaler_initializer, dtype))
+        super().__init__()
+        self.rng: Key | None = rng
+        features = self._pair.read_one("in_features", in_features)
+        self.in_features: Sequence[int | None] = (
+            features if isinstance(features, tuple) else (features,)
+        )
+        self.scaler_initializer = scaler_initializer
+        self.dtype = dtype
         self.scaler_kernel: Parameter = Parameter(trainable=True)

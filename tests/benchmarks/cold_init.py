@@ -48,7 +48,7 @@ def by_mlax(rng: jax.Array) -> Any:
 
 def by_hand(rng: jax.Array) -> Any:
     """Return a list of arrays."""
-    initializer = jax.nn.initializers.glorot_uniform()
+    initializer = jax.nn.initializers.lecun_normal()
     shapes: list[tuple[int, ...]] = [(3, 3, 3, 16)]
     for channels in (16, 32, 64):
         for i in range(3):

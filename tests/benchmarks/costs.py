@@ -65,7 +65,7 @@ def mlax_training(layer: mlax.Layer[Any, Any, Any, Any], x: jax.Array) -> Callab
 
 def dense_params(count: int, width: int) -> list[tuple[jax.Array, jax.Array]]:
     """Return (kernel, bias) of each layer."""
-    initializer = jax.nn.initializers.glorot_uniform()
+    initializer = jax.nn.initializers.lecun_normal()
     keys = jax.random.split(jax.random.key(0), count)
     return [(initializer(key, (width, width)), jnp.zeros(width)) for key in keys]
 
@@ -128,7 +128,7 @@ def mlax_repeat(count: int, width: int, batch: int) -> Callable[[], Any]:
 def hand_lstm() -> Callable[[], Any]:
     """Return a step of an LSTM as textbooks write it: a product for each gate."""
     features, time_steps, batch = 64, 64, 32
-    initializer = jax.nn.initializers.glorot_uniform()
+    initializer = jax.nn.initializers.lecun_normal()
     keys = jax.random.split(jax.random.key(0), 8)
     gates = [
         (
@@ -187,7 +187,7 @@ def keyed_training(loss: Callable[..., Any], carry: Any, x: jax.Array) -> Callab
 
 def hand_encoder() -> Callable[[], Any]:
     """Return a step of pre-norm encoder blocks with dropout as scripts write it, for a batch."""
-    initializer = jax.nn.initializers.glorot_uniform()
+    initializer = jax.nn.initializers.lecun_normal()
 
     def dense_layer(rng: jax.Array, inputs: int, outputs: int) -> Any:
         return initializer(rng, (inputs, outputs)), jnp.zeros(outputs)

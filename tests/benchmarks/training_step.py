@@ -56,7 +56,7 @@ def by_mlax(layers: int, width: int) -> tuple[Callable[..., Any], Any]:
 
 def by_hand(layers: int, width: int) -> tuple[Callable[..., Any], Any]:
     """Return a jitted step and its carry, a list of (kernel, bias)."""
-    initializer = jax.nn.initializers.glorot_uniform()
+    initializer = jax.nn.initializers.lecun_normal()
     keys = jax.random.split(jax.random.key(0), layers)
     params = [(initializer(key, (width, width)), jnp.zeros(width)) for key in keys]
 

@@ -131,6 +131,16 @@ def test_specs() -> None:
     assert_close(separable_conv.apply(params, state, x.transpose(0, 2, 1))[0], y.transpose(2, 1, 0))
 
 
+def test_the_default_initializers_see_the_inputs_of_one_output() -> None:
+    x, draw = normal(4, 4, 6), jax.nn.initializers.lecun_normal()
+    wanted = draw(KEY, (3, 2, 6, 4), jnp.float32).transpose(3, 0, 1, 2)
+    params, _ = conv_transpose.init(KEY, x, 4, filter_shape=(3, 2))
+    np.testing.assert_array_equal(params.kernel, wanted)
+    wanted = draw(KEY, (3, 2, 1, 12), jnp.float32).transpose(3, 0, 1, 2)
+    depthwise, _ = depthwise_conv.init(KEY, x, (3, 2), channel_multiplier=2)
+    np.testing.assert_array_equal(depthwise.kernel, wanted)
+
+
 def test_the_depthwise_initializer_keeps_the_variance() -> None:
     params, state = depthwise_conv.init(KEY, jnp.ones((8, 8, 512)), 3)
     assert float(jnp.var(params.kernel)) == pytest.approx(1 / 9, rel=0.1)

@@ -1,7 +1,7 @@
 """Every public layer and every class of `mlax.nn`, as small cases to test the laws on.
 
 A case is a layer, an input, and a module that does the same: of the class that corresponds to
-the layer, of `F` or `FRng` for dropout and pooling, or None if `mlax.nn` has no such class.
+the layer, of `F` for `pool`, or None if `mlax.nn` has no such class.
 Functions that end up in a state are at the top level here, so that they can be pickled.
 """
 
@@ -119,11 +119,6 @@ def noise(x: jax.Array, rng: Key) -> jax.Array:
 def without_noise(x: jax.Array, rng: Key | None) -> jax.Array:
     """Return x."""
     return x
-
-
-def dropout_half(x: jax.Array, rng: Key) -> jax.Array:
-    """Return x with dropout along axis 0."""
-    return functional.dropout(x, rng, 0.5, 0)
 
 
 def joined(xh: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -287,11 +282,6 @@ def called_twice(sub: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return sub.a(sub.b(x)), sub.c(sub.b(x))
 
 
-def dropout_module() -> nn.FRng:
-    """Return dropout as scripts write it."""
-    return nn.FRng(dropout_half, without_noise)
-
-
 def parts(key: Key, count: int) -> list[Key]:
     """Return the keys that a combinator gives its children in init."""
     return [jax.random.fold_in(key, i) for i in range(count)]
@@ -317,7 +307,7 @@ def noisy_net(key: Key) -> nn.SeriesRng:
     return nn.SeriesRng(
         [
             nn.Linear(k[0], 4),
-            dropout_module(),
+            nn.Dropout(0.5, 0),
             nn.ZNorm(k[2], (0,)),
             nn.FRng(noise, without_noise),
             nn.Scaler(k[4], -1),
@@ -338,7 +328,7 @@ def noisy_cell(key: Key) -> nn.SeriesRng:
             nn.F(joined),
             nn.Linear(k[1], 3),
             nn.ZNorm(k[2], "all"),
-            dropout_module(),
+            nn.Dropout(0.5, 0),
             nn.F(doubled),
         ]
     )
@@ -348,6 +338,12 @@ CELL = mlax.series(mlax.f(joined), mlax.linear(3), mlax.f(doubled))
 NOISY_CELL = mlax.series(
     mlax.f(joined), mlax.linear(3), mlax.z_norm("all"), mlax.dropout(0.5, 0), mlax.f(doubled)
 )
+CELL_PARAMS = {
+    ".kernel.data": ".kernel",
+    ".recurrent_kernel.data": ".recurrent_kernel",
+    ".bias.data": ".bias",
+}
+SCALE_AND_BIAS = {".scale.data": ".scale", ".bias.data": ".bias"}
 STATISTICS = {".moving_mean.data": ".variables.mean", ".moving_var.data": ".variables.var"}
 
 
@@ -505,47 +501,31 @@ CASES = (
         name="dropout",
         layer=mlax.dropout(0.5, 0),
         x=normal(6),
-        module=lambda key: dropout_module(),
+        module=lambda key: nn.Dropout(0.5, 0),
     ),
     Case(
         name="max_pool",
         layer=mlax.max_pool(2, 2),
         x=normal(4, 4, 2),
-        module=lambda key: nn.F(functools.partial(functional.max_pool, window_shape=2, strides=2)),
+        module=lambda key: nn.MaxPool(2, 2),
     ),
     Case(
         name="max_pool-of-integers",
         layer=mlax.max_pool((2,), padding=1, data_format="CW"),
         x=np.arange(10, dtype=np.int32).reshape(2, 5) % 7 - 3,
-        module=lambda key: nn.F(
-            functools.partial(
-                functional.max_pool, window_shape=2, padding=(1,), data_format="channel_first"
-            )
-        ),
+        module=lambda key: nn.MaxPool(2, padding=(1,), data_format="channel_first"),
     ),
     Case(
         name="avg_pool",
         layer=mlax.avg_pool((2, 1), (1, 2), "SAME"),
         x=normal(3, 3, 1),
-        module=lambda key: nn.F(
-            functools.partial(
-                functional.avg_pool, window_shape=(2, 1), strides=(1, 2), padding="SAME"
-            )
-        ),
+        module=lambda key: nn.AvgPool((2, 1), (1, 2), "SAME"),
     ),
     Case(
         name="sum_pool",
         layer=mlax.sum_pool(2, 1, ((1, 0),), 2, 2),
         x=normal(4, 2),
-        module=lambda key: nn.F(
-            functools.partial(
-                functional.sum_pool,
-                window_shape=2,
-                padding=((1, 0),),
-                input_dilation=2,
-                window_dilation=2,
-            )
-        ),
+        module=lambda key: nn.SumPool(2, 1, ((1, 0),), 2, 2),
     ),
     Case(
         name="pool",
@@ -619,7 +599,7 @@ CASES = (
                         nn.ZNorm(parts(parts(key, 2)[0], 2)[1], "all"),
                     ]
                 ),
-                nn.SeriesRng([nn.Bias(parts(parts(key, 2)[1], 2)[0], -1), dropout_module()]),
+                nn.SeriesRng([nn.Bias(parts(parts(key, 2)[1], 2)[0], -1), nn.Dropout(0.5, 0)]),
             ]
         ),
         params={
@@ -667,7 +647,7 @@ CASES = (
         layer=mlax.parallel(mlax.f_rng(noise, without_noise), mlax.bias(-1), mlax.dropout(0.5, 0)),
         x=(normal(3), normal(2), normal(4)),
         module=lambda key: nn.ParallelRng(
-            [nn.FRng(noise, without_noise), nn.Bias(parts(key, 3)[1], -1), dropout_module()]
+            [nn.FRng(noise, without_noise), nn.Bias(parts(key, 3)[1], -1), nn.Dropout(0.5, 0)]
         ),
         params={".layers.data[1].bias_kernel.data": "[1].bias"},
         of_layers=True,
@@ -769,10 +749,41 @@ CASES = (
     Case(name="parameter", layer=mlax.parameter((2, 3), jax.random.normal), x=normal(2)),
     Case(
         name="residual",
+        layer=mlax.residual(mlax.series(mlax.linear(3), mlax.z_norm("all"))),
+        x=normal(3),
+        module=lambda key: nn.Residual(
+            nn.Series(
+                [
+                    nn.Linear(parts(parts(key, 1)[0], 2)[0], 3),
+                    nn.ZNorm(parts(parts(key, 1)[0], 2)[1], "all"),
+                ]
+            )
+        ),
+        params={".layer.layers.data[0].linear_kernel.data": "[0][0].kernel"},
+        state={
+            ".layer.layers.data[1].moving_mean.data": ".variables[0][1].mean",
+            ".layer.layers.data[1].moving_var.data": ".variables[0][1].var",
+        },
+        over_batch=True,
+        of_layers=True,
+    ),
+    Case(
+        name="residual-with-keys",
         layer=mlax.residual(
-            mlax.series(mlax.linear(4), mlax.f_rng(noise, without_noise)), mlax.linear(4)
+            mlax.series(mlax.linear(4), mlax.f_rng(noise, without_noise)),
+            mlax.series(mlax.linear(4), mlax.dropout(0.5, 0)),
         ),
         x=normal(3),
+        module=lambda key: nn.ResidualRng(
+            nn.SeriesRng(
+                [nn.Linear(parts(parts(key, 2)[0], 2)[0], 4), nn.FRng(noise, without_noise)]
+            ),
+            nn.SeriesRng([nn.Linear(parts(parts(key, 2)[1], 2)[0], 4), nn.Dropout(0.5, 0)]),
+        ),
+        params={
+            ".layer.layers.data[0].linear_kernel.data": "[0][0].kernel",
+            ".shortcut.layers.data[0].linear_kernel.data": "[1][0].kernel",
+        },
         of_layers=True,
     ),
     Case(
@@ -991,14 +1002,41 @@ CASES = (
     Case(name="stateless", layer=gain(power=3), x=normal(3), made_by="stateless"),
     Case(name="layer", layer=counted_gain(rate=0.5), x=normal(3), made_by="layer"),
     Case(name="foreign", layer=GATE, x=normal(3)),
-    Case(name="rnn_cell", layer=mlax.rnn_cell(3), x=(normal(2), normal(3))),
-    Case(name="gru_cell", layer=mlax.gru_cell(3), x=(normal(2), normal(3))),
+    Case(
+        name="rnn_cell",
+        layer=mlax.rnn_cell(3),
+        x=(normal(2), normal(3)),
+        module=lambda key: nn.RNNCell(key, 3),
+        params=CELL_PARAMS,
+    ),
+    Case(
+        name="gru_cell",
+        layer=mlax.gru_cell(3),
+        x=(normal(2), normal(3)),
+        module=lambda key: nn.GRUCell(key, 3),
+        params={**CELL_PARAMS, ".recurrent_bias.data": ".recurrent_bias"},
+    ),
     Case(
         name="lstm_cell",
         layer=mlax.lstm_cell(3, forget_bias=0.5),
         x=(normal(2), (normal(3), normal(3))),
+        module=lambda key: nn.LSTMCell(key, 3, forget_bias=0.5),
+        params=CELL_PARAMS,
     ),
-    Case(name="dense", layer=mlax.dense(3, bias_initializer=jax.random.normal), x=normal(2, 2)),
+    Case(
+        name="dense",
+        layer=mlax.dense(3, bias_initializer=jax.random.normal),
+        x=normal(2, 2),
+        module=lambda key: nn.Dense(key, 3, bias_initializer=jax.random.normal),
+        params={".kernel.data": ".kernel", ".bias.data": ".bias"},
+    ),
+    Case(
+        name="dense-without-bias",
+        layer=mlax.dense(2, use_bias=False, dtype=jnp.bfloat16),
+        x=normal(3),
+        module=lambda key: nn.Dense(key, 2, use_bias=False, dtype=jnp.bfloat16),
+        params={".kernel.data": ".kernel"},
+    ),
     Case(
         name="conv_transpose",
         layer=mlax.conv_transpose(2, filter_shape=2, strides=2, padding="SAME"),
@@ -1010,17 +1048,50 @@ CASES = (
         x=normal(4, 2),
     ),
     Case(name="separable_conv", layer=mlax.separable_conv(3, filter_shape=2), x=normal(4, 2)),
-    Case(name="batch_norm", layer=mlax.batch_norm(), x=normal(3, 2), over_batch=True),
+    Case(
+        name="batch_norm",
+        layer=mlax.batch_norm(),
+        x=normal(3, 2),
+        module=lambda key: nn.BatchNorm(key),
+        params=SCALE_AND_BIAS,
+        state=STATISTICS,
+        over_batch=True,
+    ),
     Case(
         name="layer_norm",
         layer=mlax.layer_norm(
             axis="all", scaler_initializer=jax.random.normal, bias_initializer=jax.random.normal
         ),
         x=normal(2, 3),
+        module=lambda key: nn.LayerNorm(
+            key,
+            axis="all",
+            scaler_initializer=jax.random.normal,
+            bias_initializer=jax.random.normal,
+        ),
+        params=SCALE_AND_BIAS,
     ),
-    Case(name="group_norm", layer=mlax.group_norm(2), x=normal(3, 4)),
-    Case(name="instance_norm", layer=mlax.instance_norm(), x=normal(4, 2)),
-    Case(name="rms_norm", layer=mlax.rms_norm(), x=normal(2, 3)),
+    Case(
+        name="group_norm",
+        layer=mlax.group_norm(2, use_scale=False),
+        x=normal(3, 4),
+        module=lambda key: nn.GroupNorm(key, 2, use_scale=False),
+        params={".bias.data": ".bias"},
+    ),
+    Case(
+        name="instance_norm",
+        layer=mlax.instance_norm(data_format="channel_first"),
+        x=normal(4, 2),
+        module=lambda key: nn.InstanceNorm(key, data_format="channel_first"),
+        params=SCALE_AND_BIAS,
+    ),
+    Case(
+        name="rms_norm",
+        layer=mlax.rms_norm(),
+        x=normal(2, 3),
+        module=lambda key: nn.RMSNorm(key),
+        params={".scale.data": ".scale"},
+    ),
     Case(name="flatten", layer=mlax.flatten(), x=normal(2, 2, 2)),
     Case(name="global_avg_pool", layer=mlax.global_avg_pool(), x=normal(2, 3, 2)),
     Case(name="adaptive_avg_pool", layer=mlax.adaptive_avg_pool(2), x=normal(3, 2)),

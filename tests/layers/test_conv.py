@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 import mlax
+from mlax import nn
 
 Floats = npt.NDArray[np.float64]
 Format = Literal["channel_last", "channel_first"] | tuple[str, str, str]
@@ -338,8 +339,34 @@ def test_precision_is_that_of_the_products() -> None:
 
 def test_default_initializer_gets_the_key_as_it_is() -> None:
     params, _ = mlax.conv.init(KEY, IMAGE, 3, 2)
-    expected = jax.nn.initializers.glorot_uniform()(KEY, (2, 2, 4, 3), jnp.float32)
-    np.testing.assert_allclose(params.kernel, jnp.moveaxis(expected, -1, 0), rtol=1e-6)
+    expected = jax.nn.initializers.lecun_normal()(KEY, (2, 2, 4, 3), jnp.float32)
+    np.testing.assert_array_equal(params.kernel, jnp.moveaxis(expected, -1, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "plain"),
+    [
+        ("out_channels", np.int64(3), 3),
+        ("filter_shape", np.array([3, 1]), (3, 1)),
+        ("filter_shape", np.array(3), 3),
+        ("strides", (np.int64(2), np.int64(1)), (2, 1)),
+        ("filter_dilation", [np.uint8(2), 1], (2, 1)),
+        ("input_dilation", np.array([1, 2], np.uint8), (1, 2)),
+        ("feature_group_count", np.array(2), 2),
+        ("padding", np.int64(1), 1),
+        ("padding", np.array([1, 2]), (1, 2)),
+        ("padding", np.array([[1, 0], [0, 1]]), ((1, 0), (0, 1))),
+        ("padding", (np.array([1, 0]), np.int64(2)), ((1, 0), 2)),
+    ],
+)
+def test_integers_and_arrays_of_numpy_are_kept_as_plain_ones(
+    name: str, value: Any, plain: object
+) -> None:
+    hparams = dict[str, Any](out_channels=4, filter_shape=2, kernel_initializer=drawn)
+    layer = mlax.conv(**hparams | {name: value})
+    assert layer == mlax.conv(**hparams | {name: plain})
+    module = nn.Conv(KEY, **hparams | {name: value})
+    assert repr(getattr(module, name)) == repr(plain)
 
 
 @pytest.mark.parametrize(

@@ -86,24 +86,40 @@ def test_precision_is_that_of_the_product(precision: lax.PrecisionLike, expected
 @pytest.mark.parametrize("key", [jax.random.key(7), jax.random.PRNGKey(7)], ids=["typed", "raw"])
 def test_default_initializer_gets_the_key_as_it_is(key: jax.Array) -> None:
     params, _ = mlax.linear.init(key, X, 4)
-    np.testing.assert_allclose(
-        params.kernel, jax.nn.initializers.glorot_uniform()(key, (3, 4), jnp.float32), rtol=1e-6
+    np.testing.assert_array_equal(
+        params.kernel, jax.nn.initializers.lecun_normal()(key, (3, 4), jnp.float32)
     )
 
 
-@pytest.mark.parametrize(("transposed", "shape"), [(False, (3, 4)), (True, (4, 3))])
-def test_initializer_gets_shape_and_dtype(transposed: bool, shape: tuple[int, ...]) -> None:
+def test_default_initializer_of_a_transposed_kernel_has_the_same_fans() -> None:
+    plain, _ = mlax.linear.init(KEY, X, 4)
+    transposed, _ = mlax.linear.init(KEY, X, 4, transposed_kernel=True)
+    np.testing.assert_array_equal(transposed.kernel, plain.kernel.T)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_initializer_gets_the_fans_and_dtype(transposed: bool) -> None:
     calls: list[tuple[object, ...]] = []
 
     def initializer(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
         calls.append((key, shape, jnp.dtype(dtype)))
-        return jnp.full(shape, 2, dtype)
+        return drawn(key, shape, dtype)
 
     params, _ = mlax.linear.init(
         KEY, X, 4, transposed_kernel=transposed, kernel_initializer=initializer, dtype="float16"
     )
-    assert calls == [(KEY, shape, jnp.dtype("float16"))]
-    np.testing.assert_array_equal(params.kernel, np.full(shape, 2, np.float16), strict=True)
+    assert calls == [(KEY, (3, 4), jnp.dtype("float16"))]
+    expected = np.asarray(drawn(KEY, (3, 4), "float16"))
+    np.testing.assert_array_equal(
+        params.kernel, expected.T if transposed else expected, strict=True
+    )
+
+
+@pytest.mark.parametrize("size", [np.int64(4), np.uint8(4), np.array(4)])
+def test_out_features_may_be_an_integer_of_numpy(size: Any) -> None:
+    layer = mlax.linear(size, kernel_initializer=drawn)
+    assert layer == mlax.linear(4, kernel_initializer=drawn)
+    assert layer.init(KEY, X)[0].kernel.shape == (3, 4)
 
 
 def test_gradients() -> None:

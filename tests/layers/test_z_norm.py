@@ -240,8 +240,9 @@ def test_gradient(inference_mode: bool) -> None:
 
 
 def test_equal_hyperparameters_give_equal_structures() -> None:
+    axes: tuple[Any, ...] = [0, 1], (0, 1), np.array([0, 1]), (np.int64(0), np.array(1))
     structures = {
-        jax.tree.structure(mlax.z_norm.init(KEY, EXAMPLE, axis)) for axis in ([0, 1], (0, 1))
+        jax.tree.structure(mlax.z_norm.init(KEY, EXAMPLE, axis)) for axis in axes
     }
     assert len(structures) == 1
 

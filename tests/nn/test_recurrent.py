@@ -1,6 +1,6 @@
 """`Recurrent` and `RecurrentRng`: order of the steps, keys, and what the cell changes."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,81 @@ def test_what_the_cell_changes_goes_from_step_to_step() -> None:
         _, module = module(x, None, inference_mode)
         steps.append(module.cell.steps.data)
     assert steps == [4, 8, 8]
+
+
+class Particular(Module):
+    """Sets itself up by the values of the first step, and counts calls of Python."""
+
+    calls: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Any = None
+        self.first = Parameter(trainable=False)
+
+    def setup(self, xh: Any) -> None:
+        x, _ = xh
+        self.first.data = x + 1 if x.sum() > 2 else x
+
+    def forward(
+        self,
+        xh: Any,
+        rng: None = None,
+        inference_mode: bool = False,
+        batch_axis_name: AxisName = (),
+    ) -> Any:
+        self.calls.append(1)
+        self.seen = len(self.calls)
+        return xh[0] + self.first.data, xh[1]
+
+
+@pytest.mark.parametrize(("reverse", "first"), [(False, [2.0, 3.0]), (True, [3.0, 3.0])])
+def test_the_first_step_that_is_run_sets_up_the_cell(reverse: bool, first: list[float]) -> None:
+    cell = Particular()
+    (ys, _), module = nn.Recurrent(cell, reverse)((XS, jnp.zeros(3)), None)
+    assert module.cell is cell
+    assert cell.initialized
+    np.testing.assert_array_equal(cell.first.data, first)
+    np.testing.assert_allclose(ys, XS + np.array(first))
+
+
+def test_the_cell_is_called_once_for_each_step() -> None:
+    cell = Particular()
+    for rounds in (1, 2):
+        Particular.calls.clear()
+        with jax.disable_jit():
+            for _ in range(rounds):
+                nn.Recurrent(cell)((XS, jnp.zeros(3)), None)
+        assert len(Particular.calls) == rounds * len(XS)
+
+
+def test_the_cell_stays_the_one_that_was_passed_in() -> None:
+    cell = Cell(KEY)
+    module = nn.Recurrent(cell)
+    for _ in range(2):
+        _, module = module((XS, jnp.zeros(3)), None)
+    assert module.cell is cell
+    assert cell.steps.data == 8
+
+
+def test_no_step_sets_up_nothing() -> None:
+    x = (XS[:0], jnp.zeros(3))
+    with pytest.raises(ValueError, match="^recurrent: expected at least one step"):
+        nn.Recurrent(Cell(KEY))(x, None)
+    _, module = nn.Recurrent(Cell(KEY))((XS, jnp.zeros(3)), None)
+    (ys, h), _ = module(x, None)
+    assert ys.shape == (0, 3)
+    np.testing.assert_array_equal(h, 0)
+
+
+def test_a_carry_that_changes_raises_in_the_first_step() -> None:
+    module = nn.Recurrent(nn.F(lambda xh: (xh[0], jnp.concatenate([xh[1], xh[1]]))))
+    with pytest.raises(TypeError, match="^recurrent: expected the next carry"):
+        module((XS, jnp.zeros(3)), None)
+    other = nn.Recurrent(Cell(KEY, 2))
+    with pytest.raises(TypeError, match="^recurrent: expected the next carry"):
+        other((XS, jnp.zeros(3)), None)
+    assert not other.cell.initialized
 
 
 def test_the_cell_is_a_child() -> None:

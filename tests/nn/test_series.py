@@ -172,7 +172,7 @@ def test_layers_must_be_iterable(cls: Any, wrong: Any) -> None:
 @pytest.mark.parametrize("cls", [nn.Parallel, nn.ParallelRng])
 def test_parallel_takes_one_entry_for_each_layer(cls: Any) -> None:
     module = cls([nn.F(jnp.sin), nn.F(jnp.cos)])
-    for x in ([X], [X, X, X], iter([X])):
+    for x in ([X], [X, X, X], iter([X]), {"a": X, "b": X}):
         with pytest.raises(ValueError, match=f"{cls.__name__}: expected x to be .*2 entries"):
             module(x, KEY)
 
@@ -198,7 +198,9 @@ def test_a_missing_key_is_named(cls: Any) -> None:
     module = nn.SeriesRng([nn.F(jnp.sin), cls([drop])])
     with pytest.raises(ValueError, match="expected rng to be a PRNG key") as caught:
         module(X, None)
-    assert caught.value.__notes__ == [f"in SeriesRng[1] > {cls.__name__}[0] > FRng"]
+    path, *advice = caught.value.__notes__
+    assert path == f"in SeriesRng[1] > {cls.__name__}[0] > FRng"
+    assert advice == (["Series passes no keys: use SeriesRng"] if cls is nn.Series else [])
 
 
 def test_an_error_under_jit_has_a_path() -> None:

@@ -97,7 +97,7 @@ def test_at_construction(cls: Any, hparams: dict[str, Any], name: str) -> None:
     ("cls", "hparams", "x", "name"),
     [
         (nn.Bias, {"in_features": (-1, 0)}, jnp.ones(3), "in_features"),
-        (nn.Bias, {"in_features": 4}, jnp.ones(3), "in_features"),
+        (nn.Bias, {"in_features": (4,)}, jnp.ones(3), "in_features"),
         (nn.Bias, {"in_features": -1}, jnp.arange(3), "x"),
         (nn.Scaler, {"in_features": (2, 2)}, jnp.ones((2, 3)), "in_features"),
         (nn.Linear, {"out_features": 3}, jnp.ones(()), "x"),
@@ -144,7 +144,7 @@ def test_at_the_first_call(cls: Any, hparams: dict[str, Any], x: jax.Array, name
 @pytest.mark.parametrize(
     ("cls", "hparams", "x", "wrong"),
     [
-        (nn.Bias, {"in_features": -1}, jnp.ones(3), jnp.ones(4)),
+        (nn.Bias, {"in_features": (-1,)}, jnp.ones(3), jnp.ones(4)),
         (nn.Scaler, {"in_features": (0, -1)}, jnp.ones((2, 3)), jnp.ones((3, 2))),
         (nn.Linear, {"out_features": 2}, jnp.ones(3), jnp.ones((3, 4))),
         (nn.Conv, {"out_channels": 2, "filter_shape": 2}, jnp.ones((4, 2)), jnp.ones((4, 3))),

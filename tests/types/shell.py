@@ -1,5 +1,6 @@
 """What the checkers know about the object shell: see `tests/types/composition.py`."""
 
+from collections.abc import Sequence
 from typing import Any, assert_type
 
 import jax
@@ -71,6 +72,56 @@ def calls(x: Array) -> None:
     linear(x)  # type: ignore[call-arg]
     linear.linear_kernal  # type: ignore[attr-defined]
     block.combine(linear)  # type: ignore[arg-type]
+
+
+def classes(x: Array) -> None:
+    dense = nn.Dense(key, 3, use_bias=False)
+    y, dense = dense(x, None)
+    assert_type(y, Array)
+    assert_type(dense, nn.Dense)
+    assert_type(dense.features, int)
+    assert_type(dense.use_bias, bool)
+    assert_type(dense.kernel, mlax.Parameter)
+    dropout = nn.Dropout(0.1, axis=0)
+    assert_type(dropout(x, key), tuple[Array, nn.Dropout])
+    assert_type(dropout.rate, float)
+    norm = nn.BatchNorm(key, data_format="channel_first")
+    assert_type(norm(x, None, False, "batch"), tuple[Array, nn.BatchNorm])
+    assert_type(norm.moving_mean, mlax.Parameter)
+    assert_type(nn.RMSNorm(key, axis=(0, 1))(x, None), tuple[Array, nn.RMSNorm])
+    pool = nn.MaxPool((2, 2), strides=2)
+    assert_type(pool(x, None), tuple[Array, nn.MaxPool])
+    assert_type(pool.window_shape, int | Sequence[int])
+    (h, (_, c)), lstm = nn.LSTMCell(key, 3)((x, (x, x)), None)
+    assert_type(h, Array)
+    assert_type(c, Array)
+    assert_type(lstm, nn.LSTMCell)
+    residual = nn.ResidualRng(nn.Series([dense]), dropout)
+    assert_type(residual(x, key), tuple[Array, nn.ResidualRng])
+    assert_type(residual.layer, mlax.Module)
+    assert_type(residual.shortcut, mlax.Module | None)
+
+    nn.Dense(key)  # type: ignore[call-arg]
+    nn.Dense(key, 3, False)  # type: ignore[call-arg]
+    nn.Dense(key, features="3")  # type: ignore[arg-type]
+    nn.Dropout(0.1)  # type: ignore[call-arg]
+    nn.BatchNorm(key, data_format="NHWC")  # type: ignore[arg-type]
+    nn.MaxPool("2")  # type: ignore[arg-type]
+    nn.GRUCell(key, 3)(x, None)[1].forget_bias  # type: ignore[attr-defined]
+    nn.Residual(jax.nn.relu)  # type: ignore[arg-type]
+    dense.features = "five"  # type: ignore[assignment]
+
+
+def keys_by_name(rng: Array) -> None:
+    keys = nn.split_keys(rng, "stem head")
+    assert_type(keys, nn.Keys)
+    assert_type(keys.stem, Array)
+    stem, head = nn.split_keys(rng, ["stem", "head"])
+    assert_type(stem, Array)
+    assert_type(head, Array)
+
+    nn.split_keys(rng, 3)  # type: ignore[arg-type]
+    nn.split_keys("stem head", rng)  # type: ignore[arg-type]
 
 
 def bridges(x: Array) -> None:

@@ -20,7 +20,7 @@ from mlax.errors import expected, message
 from mlax.layer import AxisName, Key
 from mlax.structure import Attributes, Holdings, Node, Structure
 from mlax.structure import at_top_level, contents_of, copied, entries_of, is_array, require_alive
-from mlax.structure import require_static, set_contents, walk, without_dead_keys
+from mlax.structure import require_static, set_contents, undone_if_it_fails, walk, without_dead_keys
 
 __all__ = ["Module", "Parameter", "is_leaf_param", "is_non_trainable_param", "is_trainable_param"]
 
@@ -190,9 +190,7 @@ class Module(Node):
 
     def __init__(self) -> None:
         """Start as a module that is not set up."""
-        attributes = Attributes(vars(self))
-        attributes.structure, attributes.made_at_top_level = None, at_top_level()
-        _set_attributes(self, attributes)
+        self._hold(vars(self))
         self.initialized = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -248,32 +246,19 @@ class Module(Node):
                 raise TypeError(message(owner, "rng", "a PRNG key or None", "nothing", way_out))
             if type(self).forward is Module.forward:
                 self.forward()
-            held = Holdings(self)
-            try:
+            with undone_if_it_fails(self):
                 if not self.initialized:
                     self.setup(x)
                     self.initialized = True
                     Holdings(self)  # what setup made must be sound, too
                 if getattr(self.apply, "__func__", None) is Module.apply:
-                    result = self.forward(x, rng, inference_mode, batch_axis_name), self
-                else:
-                    result = self.apply(x, rng, inference_mode, batch_axis_name)
-                held.require_no_new_tracer()
-            except BaseException:
-                held.restore()
-                raise
-            return result
+                    return self.forward(x, rng, inference_mode, batch_axis_name), self
+                return self.apply(x, rng, inference_mode, batch_axis_name)
 
         def apply(self, x, rng, inference_mode=False, batch_axis_name=()):
             """Return `(forward(...), self)`, for a module that is set up."""
-            held = Holdings(self)
-            try:
-                y = self.forward(x, rng, inference_mode, batch_axis_name)
-                held.require_no_new_tracer()
-            except BaseException:
-                held.restore()
-                raise
-            return y, self
+            with undone_if_it_fails(self):
+                return self.forward(x, rng, inference_mode, batch_axis_name), self
 
     def filter(
         self, f: Callable[[Parameter], object] = is_trainable_param, inverse: bool = False
@@ -500,10 +485,7 @@ def _flatten_module(module: Module) -> tuple[tuple[Any, ...], Structure]:
 
 def _structure_of(module: Module) -> Structure:
     """Return the static part of a module, which must hold nothing that should be trained."""
-    if module.initialized:
-        forgotten = dict.fromkeys(name for name in module._spent if name in vars(module))
-    else:
-        forgotten = {}
+    spent = module._spent if module.initialized else ()
     attributes: Any = module.__dict__
     if not isinstance(attributes, Attributes):  # as after a __setstate__ of a user's own
         module._hold(attributes)
@@ -513,6 +495,7 @@ def _structure_of(module: Module) -> Structure:
     else:
         module._require_sound(type(module).__name__)
     names = tuple(name for name, _ in module._parts())
+    forgotten = dict.fromkeys(name for name in spent if name in attributes)
     structure = Structure(attributes | forgotten, names, contents_of(module))
     attributes.structure = structure
     return structure
@@ -527,11 +510,12 @@ def _unflatten_module(
     new: Callable[[], Module], structure: Structure, children: Any
 ) -> Module:
     module = new()
-    attributes = Attributes(structure.attributes)
     if structure.is_mutable:
-        attributes.update(without_dead_keys(copied(structure.attributes)))
+        attributes = Attributes(without_dead_keys(copied(structure.attributes)))
         attributes.made_at_top_level = at_top_level()
         set_contents(module, structure.contents)
+    else:
+        attributes = Attributes(structure.attributes)
     name = structure.only_child
     if name is not None:
         attributes[name] = children[0]

@@ -5,6 +5,7 @@ jitted function. `Holdings` remembers what a module holds, so that a call that f
 """
 
 import collections
+import contextlib
 import copy
 import operator
 from collections.abc import Callable, Iterable, Iterator
@@ -271,6 +272,18 @@ class Holdings:
                     "jax.vmap, pass the name of the axis as batch_axis_name"
                 )
                 raise ValueError(expected(owner, what, got, way_out))
+
+
+@contextlib.contextmanager
+def undone_if_it_fails(module: Node) -> Iterator[None]:
+    """Leave a module as it was if what follows raises, or would leave a tracer in it."""
+    holdings = Holdings(module)
+    try:
+        yield
+        holdings.require_no_new_tracer()
+    except BaseException:
+        holdings.restore()
+        raise
 
 
 def walk(value: Any) -> list[tuple[str, Any]]:

@@ -9,10 +9,30 @@ from mlax.layer import Key
 from mlax.layers.cells import Activation, CellParams, GruCellParams, gru_cell, lstm_cell
 from mlax.layers.cells import orthogonal, rnn_cell
 from mlax.module import Parameter
-from mlax.nn.base import PairModule
+from mlax.nn.base import PairModule, X, Y
 
 
-class RNNCell(PairModule[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]):
+class _Cell(PairModule[X, Y]):
+    """A cell with the parameters `kernel`, `recurrent_kernel` and `bias`."""
+
+    def __init__(
+        self, rng: Key, features: int, kernel_initializer: Initializer,
+        recurrent_initializer: Initializer, bias_initializer: Initializer, dtype: DTypeLike,
+    ) -> None:
+        """Hold what the cells have in common."""
+        super().__init__()
+        self.rng: Key | None = rng
+        self.features = features
+        self.kernel_initializer = kernel_initializer
+        self.recurrent_initializer = recurrent_initializer
+        self.bias_initializer = bias_initializer
+        self.dtype = dtype
+        self.kernel: Parameter = Parameter(trainable=True)
+        self.recurrent_kernel: Parameter = Parameter(trainable=True)
+        self.bias: Parameter = Parameter(trainable=True)
+
+
+class RNNCell(_Cell[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]):
     """The simple recurrent cell, (x, h) -> (y, h): see `mlax.rnn_cell`.
 
     The parameters are `kernel`, `recurrent_kernel` and `bias`.
@@ -28,24 +48,16 @@ class RNNCell(PairModule[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array
         bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DTypeLike = jnp.float32,
     ) -> None:
         """Hold the key and the hyperparameters of `mlax.rnn_cell`."""
-        super().__init__()
-        self.rng: Key | None = rng
-        self.features = features
+        initializers = kernel_initializer, recurrent_initializer, bias_initializer
+        super().__init__(rng, features, *initializers, dtype)
         self.activation = activation
-        self.kernel_initializer = kernel_initializer
-        self.recurrent_initializer = recurrent_initializer
-        self.bias_initializer = bias_initializer
-        self.dtype = dtype
-        self.kernel: Parameter = Parameter(trainable=True)
-        self.recurrent_kernel: Parameter = Parameter(trainable=True)
-        self.bias: Parameter = Parameter(trainable=True)
 
     def _sizes(self) -> dict[str, tuple[int | None, ...]]:
         return _sizes(self.features, gates=1)
 
 
 class LSTMCell(
-    PairModule[
+    _Cell[
         tuple[jax.Array, tuple[jax.Array, jax.Array]],
         tuple[jax.Array, tuple[jax.Array, jax.Array]],
     ]
@@ -65,23 +77,15 @@ class LSTMCell(
         bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DTypeLike = jnp.float32,
     ) -> None:
         """Hold the key and the hyperparameters of `mlax.lstm_cell`."""
-        super().__init__()
-        self.rng: Key | None = rng
-        self.features = features
+        initializers = kernel_initializer, recurrent_initializer, bias_initializer
+        super().__init__(rng, features, *initializers, dtype)
         self.forget_bias = forget_bias
-        self.kernel_initializer = kernel_initializer
-        self.recurrent_initializer = recurrent_initializer
-        self.bias_initializer = bias_initializer
-        self.dtype = dtype
-        self.kernel: Parameter = Parameter(trainable=True)
-        self.recurrent_kernel: Parameter = Parameter(trainable=True)
-        self.bias: Parameter = Parameter(trainable=True)
 
     def _sizes(self) -> dict[str, tuple[int | None, ...]]:
         return _sizes(self.features, gates=4)
 
 
-class GRUCell(PairModule[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]):
+class GRUCell(_Cell[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]):
     """The gated recurrent unit, (x, h) -> (y, h): see `mlax.gru_cell`.
 
     The parameters are `kernel`, `recurrent_kernel`, `bias` and `recurrent_bias`.
@@ -97,16 +101,8 @@ class GRUCell(PairModule[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array
         bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DTypeLike = jnp.float32,
     ) -> None:
         """Hold the key and the hyperparameters of `mlax.gru_cell`."""
-        super().__init__()
-        self.rng: Key | None = rng
-        self.features = features
-        self.kernel_initializer = kernel_initializer
-        self.recurrent_initializer = recurrent_initializer
-        self.bias_initializer = bias_initializer
-        self.dtype = dtype
-        self.kernel: Parameter = Parameter(trainable=True)
-        self.recurrent_kernel: Parameter = Parameter(trainable=True)
-        self.bias: Parameter = Parameter(trainable=True)
+        initializers = kernel_initializer, recurrent_initializer, bias_initializer
+        super().__init__(rng, features, *initializers, dtype)
         self.recurrent_bias: Parameter = Parameter(trainable=True)
 
     def _sizes(self) -> dict[str, tuple[int | None, ...]]:

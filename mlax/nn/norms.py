@@ -20,7 +20,30 @@ from mlax.module import Parameter
 from mlax.nn.base import PairModule
 
 
-class BatchNorm(PairModule[jax.Array, jax.Array]):
+class _Norm(PairModule[jax.Array, jax.Array]):
+    """A normalisation with the parameters `scale` and `bias`."""
+
+    _one_rank = True
+    _params = NormParams, ("scale", "bias")
+
+    def __init__(
+        self, rng: Key, epsilon: float, use_scale: bool, use_bias: bool,
+        scaler_initializer: Initializer, bias_initializer: Initializer, dtype: DTypeLike,
+    ) -> None:
+        """Hold what these normalisations have in common."""
+        super().__init__()
+        self.rng: Key | None = rng
+        self.epsilon = epsilon
+        self.use_scale = use_scale
+        self.use_bias = use_bias
+        self.scaler_initializer = scaler_initializer
+        self.bias_initializer = bias_initializer
+        self.dtype = dtype
+        self.scale: Parameter = Parameter(trainable=True)
+        self.bias: Parameter = Parameter(trainable=True)
+
+
+class BatchNorm(_Norm):
     """Normalisation over the batch, with running statistics: see `mlax.batch_norm`.
 
     The parameters are `scale` and `bias`. The statistics are `moving_mean` and `moving_var`, which
@@ -28,8 +51,6 @@ class BatchNorm(PairModule[jax.Array, jax.Array]):
     """
 
     _pair = batch_norm
-    _one_rank = True
-    _params = NormParams, ("scale", "bias")
     _variables = ZNormVariables, ("moving_mean", "moving_var")
 
     def __init__(
@@ -40,31 +61,21 @@ class BatchNorm(PairModule[jax.Array, jax.Array]):
         bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DTypeLike = jnp.float32,
     ) -> None:
         """Hold the key and the hyperparameters of `mlax.batch_norm`."""
-        super().__init__()
-        self.rng: Key | None = rng
-        self.epsilon = epsilon
+        initializers = scaler_initializer, bias_initializer
+        super().__init__(rng, epsilon, use_scale, use_bias, *initializers, dtype)
         self.momentum = momentum
-        self.use_scale = use_scale
-        self.use_bias = use_bias
         self.data_format = data_format
-        self.scaler_initializer = scaler_initializer
-        self.bias_initializer = bias_initializer
-        self.dtype = dtype
-        self.scale: Parameter = Parameter(trainable=True)
-        self.bias: Parameter = Parameter(trainable=True)
         self.moving_mean: Parameter = Parameter(trainable=False)
         self.moving_var: Parameter = Parameter(trainable=False)
 
 
-class LayerNorm(PairModule[jax.Array, jax.Array]):
+class LayerNorm(_Norm):
     """Normalisation over axes of the example: see `mlax.layer_norm`.
 
     The parameters are `scale` and `bias`.
     """
 
     _pair = layer_norm
-    _one_rank = True
-    _params = NormParams, ("scale", "bias")
 
     def __init__(
         self, rng: Key, *,
@@ -73,17 +84,9 @@ class LayerNorm(PairModule[jax.Array, jax.Array]):
         bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DTypeLike = jnp.float32,
     ) -> None:
         """Hold the key and the hyperparameters of `mlax.layer_norm`."""
-        super().__init__()
-        self.rng: Key | None = rng
+        initializers = scaler_initializer, bias_initializer
+        super().__init__(rng, epsilon, use_scale, use_bias, *initializers, dtype)
         self.axis = axis
-        self.epsilon = epsilon
-        self.use_scale = use_scale
-        self.use_bias = use_bias
-        self.scaler_initializer = scaler_initializer
-        self.bias_initializer = bias_initializer
-        self.dtype = dtype
-        self.scale: Parameter = Parameter(trainable=True)
-        self.bias: Parameter = Parameter(trainable=True)
 
 
 def _without_bias(scale: jax.Array | None) -> NormParams:
@@ -116,15 +119,13 @@ class RMSNorm(PairModule[jax.Array, jax.Array]):
         super()._store(names, values[: len(names)])  # the params of the pair have a bias, None
 
 
-class GroupNorm(PairModule[jax.Array, jax.Array]):
+class GroupNorm(_Norm):
     """Normalisation of groups of channels: see `mlax.group_norm`.
 
     The parameters are `scale` and `bias`.
     """
 
     _pair = group_norm
-    _one_rank = True
-    _params = NormParams, ("scale", "bias")
 
     def __init__(
         self, rng: Key, groups: int, *,
@@ -134,29 +135,19 @@ class GroupNorm(PairModule[jax.Array, jax.Array]):
         bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DTypeLike = jnp.float32,
     ) -> None:
         """Hold the key and the hyperparameters of `mlax.group_norm`."""
-        super().__init__()
-        self.rng: Key | None = rng
+        initializers = scaler_initializer, bias_initializer
+        super().__init__(rng, epsilon, use_scale, use_bias, *initializers, dtype)
         self.groups = groups
-        self.epsilon = epsilon
-        self.use_scale = use_scale
-        self.use_bias = use_bias
         self.data_format = data_format
-        self.scaler_initializer = scaler_initializer
-        self.bias_initializer = bias_initializer
-        self.dtype = dtype
-        self.scale: Parameter = Parameter(trainable=True)
-        self.bias: Parameter = Parameter(trainable=True)
 
 
-class InstanceNorm(PairModule[jax.Array, jax.Array]):
+class InstanceNorm(_Norm):
     """Normalisation of each channel of the example: see `mlax.instance_norm`.
 
     The parameters are `scale` and `bias`.
     """
 
     _pair = instance_norm
-    _one_rank = True
-    _params = NormParams, ("scale", "bias")
 
     def __init__(
         self, rng: Key, *,
@@ -166,14 +157,6 @@ class InstanceNorm(PairModule[jax.Array, jax.Array]):
         bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DTypeLike = jnp.float32,
     ) -> None:
         """Hold the key and the hyperparameters of `mlax.instance_norm`."""
-        super().__init__()
-        self.rng: Key | None = rng
-        self.epsilon = epsilon
-        self.use_scale = use_scale
-        self.use_bias = use_bias
+        initializers = scaler_initializer, bias_initializer
+        super().__init__(rng, epsilon, use_scale, use_bias, *initializers, dtype)
         self.data_format = data_format
-        self.scaler_initializer = scaler_initializer
-        self.bias_initializer = bias_initializer
-        self.dtype = dtype
-        self.scale: Parameter = Parameter(trainable=True)
-        self.bias: Parameter = Parameter(trainable=True)

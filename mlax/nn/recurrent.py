@@ -13,7 +13,7 @@ from mlax.errors import expected
 from mlax.layer import AxisName, Key, needs_rng
 from mlax.module import Module, Parameter, is_leaf_param
 from mlax.nn.base import OverPair
-from mlax.nn.child import read_module
+from mlax.nn.child import call_child, read_module
 from mlax.structure import walk
 
 
@@ -53,7 +53,8 @@ class _Recurrent(OverPair[tuple[Any, Any], tuple[Any, Any]]):
 
         def step(cell: Module, h: Any, x: Any, index: Any) -> tuple[Module, Any, Any]:
             key = None if rng is None else jax.random.fold_in(rng, index)
-            result, cell = cell((x, h), key, inference_mode, batch_axis_name)
+            call, owner = (key, inference_mode, batch_axis_name), type(self).__name__
+            result, cell = call_child(f"{owner}.cell", None, cell, (x, h), *call)
             spelled = "the output of the cell"
             y, after = require_pair("recurrent", spelled, result, "(y, h)")
             next_carry = "the next carry"

@@ -235,3 +235,8 @@ def test_a_missing_key_is_named() -> None:
     with pytest.raises(ValueError, match="expected rng to be a PRNG key") as caught:
         module((XS, jnp.zeros(2)), None)
     assert "SeriesRng[1] > FRng" in caught.value.__notes__[0]
+    assert caught.value.__notes__[0] == "in RecurrentRng.cell > SeriesRng[1] > FRng"
+    _, module = module((XS, jnp.zeros(2)), jax.random.key(0))
+    with pytest.raises(ValueError, match="expected rng to be a PRNG key") as caught:
+        module((XS, jnp.zeros(2)), None)
+    assert "in RecurrentRng.cell > SeriesRng[1] > FRng" in caught.value.__notes__

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from mlax.equality import source
@@ -209,6 +210,14 @@ def read_precision(owner: str, name: str, value: Any) -> Any:
     return pair if isinstance(value, tuple | list) else value
 
 
+def read_sharding(owner: str, name: str, value: Any) -> PartitionSpec:
+    """Require a PartitionSpec."""
+    if not isinstance(value, PartitionSpec):
+        wanted = 'a PartitionSpec, such as PartitionSpec("model")'
+        raise TypeError(message(owner, name, wanted, _shown(value)))
+    return value
+
+
 def read_normalized_axis(owner: str, name: str, value: Any) -> str | int | tuple[int, ...]:
     """Require "all", "channel_last", "channel_first", an axis or a sequence of axes."""
     if not isinstance(value, str):
@@ -309,6 +318,8 @@ Precision: TypeAlias = Annotated[lax.PrecisionLike, Rule(read_precision)]
 """Precision of a product: a precision of `jax.lax`, its name, or a pair, one for each factor."""
 DType: TypeAlias = Annotated[DTypeLike, Rule(read_dtype)]
 """The dtype of an array."""
+Sharding: TypeAlias = Annotated[PartitionSpec, Rule(read_sharding)]
+"""The mesh axes that each axis of an array is sharded over."""
 AnyLayer: TypeAlias = Layer[Any, Any, Any, Any]
 """A layer of any kind."""
 

@@ -13,16 +13,18 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from mlax import arguments
+from mlax import arguments, mesh
 from mlax.arguments import Axes, NormalizedAxis, Padding, Sizes
 from mlax.errors import expected, message
 from mlax.layer import AxisName, Key
-from mlax.statistics import statistics
+from mlax.statistics import (
+    MAP_A_BATCH, elements, standardized, statistics, warn_of_one_element, wide_dtype,
+)
 
 # fmt: off
 __all__ = [
-    "apply_attention_weights", "avg_pool", "dot_product_attention_logits", "dropout", "identity",
-    "max_pool", "pool", "sum_pool", "z_norm",
+    "apply_attention_weights", "avg_pool", "batch_mean", "dot_product_attention_logits", "dropout",
+    "identity", "max_pool", "pool", "sum_pool", "z_norm",
 ]
 # fmt: on
 
@@ -53,7 +55,8 @@ def dropout(x: jax.Array, rng: Key, rate: float, axis: Axes) -> jax.Array:
             give ordinary dropout, the channel axis alone drops whole feature maps.
 
     Returns:
-        An array of the shape and dtype of `x`.
+        An array of the shape and dtype of `x`. What is dropped is 0, and so is its gradient, even
+        where `x` is infinite or NaN; what is kept stays infinite or NaN.
 
     Raises:
         TypeError: `x` is not floating, or an argument is of the wrong type.
@@ -70,7 +73,7 @@ def dropout(x: jax.Array, rng: Key, rate: float, axis: Axes) -> jax.Array:
     keep = 1.0 - rate
     shape = tuple(length if i in axes else 1 for i, length in enumerate(x.shape))
     mask = jax.random.bernoulli(rng, keep, shape)
-    return mask.astype(x.dtype) * x / jnp.asarray(keep, x.dtype)
+    return jnp.where(mask, x, 0) / jnp.asarray(keep, x.dtype)
 
 
 def pool(
@@ -86,14 +89,16 @@ def pool(
 
     Args:
         x: one channel axis and n spatial axes.
-        init_value: the initial value of each reduction, and the value of the padding.
-        reduce_fn: associative function of two scalars.
+        init_value: the initial value of each reduction, and the value of the padding. It should
+            be the identity of `reduce_fn`: how often it enters a reduction is up to XLA.
+        reduce_fn: associative function of two scalars, which works in the dtype of `x`: sums of
+            short integers wrap.
         window_shape: window length, or one for each spatial axis.
         strides: distance between windows.
         padding: "VALID", "SAME", "SAME_LOWER", an integer, or for each spatial axis an
             integer or a pair (before, after).
         input_dilation: distance between neighbours of `x` after `init_value` is inserted
-            between them. None means 1.
+            between them. None means 1. "SAME" pads for the length that `x` has before.
         window_dilation: distance between neighbours within a window. None means 1.
         data_format: "channel_last", "channel_first", or a spec such as "HWCD".
 
@@ -141,12 +146,18 @@ def sum_pool(
 ) -> jax.Array:
     """Return the sum of every window; half precision is summed in float32.
 
-    Arguments, result and errors are the same as in `pool`.
+    Arguments, result and errors are the same as in `pool`, but shorter integers than 32 bits give
+    int32 or uint32, and booleans int32, as in `jax.numpy.sum`.
+
+    >>> import jax.numpy as jnp
+    >>> sum_pool(jnp.array([[100], [100]], jnp.int8), 2)
+    Array([[200]], dtype=int32)
     """
     x = arguments.array("sum_pool", x)
-    return _sum_pool(
+    total = _sum_pool(
         "sum_pool", x, window_shape, strides, padding, input_dilation, window_dilation, data_format
-    ).astype(x.dtype)
+    )
+    return total.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else total
 
 
 def avg_pool(
@@ -173,9 +184,12 @@ def _smallest(dtype: np.dtype[Any]) -> int | bool:
 
 
 def _sum_pool(owner: str, x: jax.Array, *windows: Any) -> jax.Array:
-    """Return the sums, in float32 or better for floating x. (See `_pool` for the windows.)"""
+    """Return the sums, in at least 32 bits. (See `_pool` for the windows.)"""
     if jnp.issubdtype(x.dtype, jnp.inexact):
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = x.astype(wide_dtype(x.dtype))
+    elif x.dtype.itemsize < 4:
+        unsigned = jnp.issubdtype(x.dtype, jnp.unsignedinteger)
+        x = x.astype(jnp.uint32 if unsigned else jnp.int32)
     return _pool(owner, x, 0, lax.add, *windows)
 
 
@@ -219,11 +233,15 @@ def z_norm(
 
     Returns:
         An array of the shape of `x`, and of its dtype if that is floating, else float32.
-        The statistics are computed in float32 or better; Var is the population variance.
+        The statistics are computed in float32 or better; Var is the population variance. Without
+        `batch_axis_name`, squares of `x` may be larger or smaller than the dtype can hold.
 
     Raises:
         TypeError: an argument is of the wrong type, or `x` is complex.
         ValueError: `axis` is an unknown string or outside `x`, or selects no element.
+
+    Warns:
+        UserWarning: E and Var are taken over a single element, so that y is 0 whatever `x` is.
 
     Source: Ba et al., "Layer normalization", 2016; Ulyanov et al., "Instance
     normalization", 2016; Ioffe and Szegedy, "Batch normalization", 2015.
@@ -231,8 +249,30 @@ def z_norm(
     arguments.read_epsilon("z_norm", "epsilon", epsilon)
     x = arguments.array("z_norm", x)
     axes = arguments.normalized_axes("z_norm", axis, x.ndim)
+    if batch_axis_name == ():
+        warn_of_one_element("z_norm", elements(x, axes), MAP_A_BATCH)
+        y = standardized("z_norm", x, axes, epsilon)
+        return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else y
     centred, _, variance = statistics("z_norm", x, axes, batch_axis_name)
     return scale_to_unit(centred, variance, axes, epsilon, x.dtype)
+
+
+def batch_mean(x: jax.Array, batch_axis_name: AxisName) -> jax.Array:
+    """Return the mean of x over the batch axes, those of `jax.vmap` and of `jax.shard_map`.
+
+    The same as `jax.lax.pmean`, which fails under `jax.vmap` over an axis that is sharded over
+    explicit mesh axes.
+
+    Args:
+        x: one example.
+        batch_axis_name: the name or names of the batch axes; x itself is returned if there is none.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from mlax.functional import batch_mean
+    >>> jax.vmap(lambda x: x - batch_mean(x, "batch"), axis_name="batch")(jnp.arange(3.0))
+    Array([-1.,  0.,  1.], dtype=float32)
+    """
+    return mesh.batch_mean("batch_mean", x, batch_axis_name)
 
 
 def scale_to_unit(

@@ -20,7 +20,7 @@ from typing import overload
 
 import jax
 
-from mlax import arguments
+from mlax import arguments, mesh
 from mlax.arguments import ANOTHER_MODEL
 from mlax.equality import equal, hash_of, source
 from mlax.errors import expected, message
@@ -288,7 +288,22 @@ def layer(
     >>> y, state.variables
     (Array([3., 3.], dtype=float32), Array(1, dtype=int32))
     """
+    needs_rng = _reads_rng(apply) if needs_rng is None else needs_rng
+    if needs_rng is not False:
+        apply = _with_key_of_shard(apply)
     return lambda init: Pair(init, apply, config, needs_rng)
+
+
+def _with_key_of_shard(apply: ApplyWithRng[P, S, X, Y]) -> ApplyWithRng[P, S, X, Y]:
+    @functools.wraps(apply)
+    def with_key_of_shard(
+        params: P, state: S, x: X, rng: Key | None = None, inference_mode: bool = False,
+        batch_axis_name: AxisName = (),
+    ) -> tuple[Y, S]:
+        key = None if rng is None else mesh.key_of_shard(rng, batch_axis_name)
+        return apply(params, state, x, key, inference_mode, batch_axis_name)
+
+    return with_key_of_shard
 
 
 class _NoConfig(typing.NamedTuple):

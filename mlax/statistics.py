@@ -9,20 +9,38 @@ mean far larger than the spread spoils neither the variance nor the centred valu
 - over the axes of a mesh, each shard i does the same on its own, and one all-reduce gathers the
   m_i, E[d_i] and Var[d_i] of all shards, which are then combined by the same rule.
 
+`standardized` needs no mean and no variance, only their quotient, so that no square has to fit
+into the dtype: numbers that are very large or small are first scaled by a power of two, which is
+exact.
+
 Source: Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983.
 """
 
+import functools
 import math
+import sys
+import warnings
 from collections.abc import Hashable
-from typing import NamedTuple
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import DTypeLike
 
-from mlax import arguments
+from mlax import arguments, mesh
 from mlax.errors import expected
-from mlax.layer import AxisName
+from mlax.layer import AxisName, Shaped
+
+
+def wide_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """Return `dtype` if it is float32 or better, else float32, also where promotion is strict."""
+    wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.dtype(dtype).itemsize >= 4
+    return jnp.dtype(dtype if wide else jnp.float32)
 
 
 class Statistics(NamedTuple):
@@ -45,25 +63,23 @@ def statistics(
         TypeError: `x` is complex.
         ValueError: there are no elements to take statistics of.
     """
-    arguments.require_real(owner, x)
-    if not math.prod(x.shape[axis] for axis in axes):
-        what = f"at least one element along axes {axes} to take statistics of"
-        raise ValueError(expected(owner, what, f"x of shape {x.shape}"))
-    names = batch_axis_name if isinstance(batch_axis_name, tuple) else (batch_axis_name,)
-    sharded = jax.sharding.get_abstract_mesh().manual_axes
-    mesh_names = tuple(name for name in names if name in sharded)
-    vmap_names = tuple(name for name in names if name not in sharded)
+    _require_elements(owner, x, axes)
+    names = mesh.names_of(batch_axis_name)
+    mesh_names = mesh.shard_axes(names)
+    vmap_names = tuple(name for name in names if name not in mesh_names)
 
-    for name in names:
-        if not _axis_size(owner, name):
-            what = f"at least one example along the batch axis {name!r} to take statistics of"
-            raise ValueError(expected(owner, what, "an empty batch"))
+    sizes = [_axis_size(owner, name) for name in names]
+    if 0 in sizes:
+        empty = f"the batch axis {names[sizes.index(0)]!r}"
+        what = f"at least one example along {empty} to take statistics of"
+        raise ValueError(expected(owner, what, "an empty batch"))
+    way_out = "pass several examples" if names else MAP_A_BATCH
+    warn_of_one_element(owner, elements(x, axes) * math.prod(sizes), way_out)
 
     def mean_of(value: jax.Array) -> jax.Array:
-        mean: jax.Array = lax.pmean(jnp.mean(value, axes, keepdims=True), vmap_names)
-        return mean
+        return mesh.mapped_mean(owner, jnp.mean(value, axes, keepdims=True), vmap_names)
 
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(wide_dtype(x.dtype))
     estimate = lax.stop_gradient(mean_of(x))
     difference = x - estimate
     offset = mean_of(difference)
@@ -80,9 +96,115 @@ def statistics(
     return Statistics(difference - offset, jnp.squeeze(mean, axes), jnp.squeeze(variance, axes))
 
 
-def _axis_size(owner: str, name: Hashable) -> int:
+def standardized(
+    owner: str, x: jax.Array, axes: tuple[int, ...], epsilon: float, centred: bool = True
+) -> jax.Array:
+    """Return (x - E[x]) / sqrt(Var[x] + epsilon) over `axes` of x, in float32 or better.
+
+    If not `centred`, return x / sqrt(E[x^2] + epsilon).
+
+    Raises:
+        TypeError: `x` is complex.
+        ValueError: there are no elements to take statistics of.
+    """
+    _require_elements(owner, x, axes)
+    return _standardized(x.astype(wide_dtype(x.dtype)), epsilon, axes, centred)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _standardized(
+    x: jax.Array, epsilon: float, axes: tuple[int, ...], centred: bool
+) -> jax.Array:
+    return _normal_and_factor(x, epsilon, axes, centred)[0]
+
+
+def _normal_and_factor(
+    x: jax.Array, epsilon: float, axes: tuple[int, ...], centred: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Return the normalised values, and what the centred ones are multiplied with."""
+    scale = _scale_to_squarable(lax.stop_gradient(x), lax.stop_gradient(epsilon), axes)
+    value = x * scale
+    if centred:
+        value -= lax.stop_gradient(jnp.mean(value, axes, keepdims=True))
+        offset = jnp.mean(value, axes, keepdims=True)
+        variance = jnp.mean(jnp.square(value), axes, keepdims=True) - jnp.square(offset)
+        value -= offset
+    else:
+        variance = jnp.mean(jnp.square(value), axes, keepdims=True)
+    factor = lax.rsqrt(variance + epsilon * scale * scale)
+    return value * factor, factor * scale
+
+
+def _scale_to_squarable(x: jax.Array, epsilon: float, axes: tuple[int, ...]) -> jax.Array:
+    """Return a power of two for each mean over `axes`, 1 unless squares of x leave the range.
+
+    The square root of epsilon counts as an element, so that epsilon does not leave it either.
+    """
+    bits = int(jnp.finfo(x.dtype).maxexp)
+    most, scale, one = (np.asarray(2.0**n, x.dtype) for n in (3 * bits // 8, 5 * bits // 8, 0))
+    size = jnp.maximum(jnp.max(jnp.abs(x), axes, keepdims=True), epsilon**0.5)
+    return jnp.where(size > most, 1 / scale, jnp.where(size < 1 / most, scale, one))
+
+
+# The transpose takes one pass over the array less than that of the formulas above.
+@functools.partial(_standardized.defjvp, symbolic_zeros=True)
+def _standardized_jvp(
+    axes: tuple[int, ...], centred: bool, primals: tuple[Any, Any], tangents: tuple[Any, Any]
+) -> tuple[jax.Array, jax.Array]:
+    x, epsilon = primals
+    by_x, by_epsilon = tangents
+    y, factor = _normal_and_factor(x, epsilon, axes, centred)
+    tangent = jnp.zeros_like(y)
+    if not isinstance(by_x, SymbolicZero):
+        moved = by_x - jnp.mean(by_x, axes, keepdims=True) if centred else by_x
+        tangent = factor * (moved - y * jnp.mean(y * by_x, axes, keepdims=True))
+    if not isinstance(by_epsilon, SymbolicZero):
+        tangent -= y * jnp.square(factor) * (by_epsilon / 2)
+    return y, tangent
+
+
+def _require_elements(owner: str, x: jax.Array, axes: tuple[int, ...]) -> None:
+    arguments.require_real(owner, x)
+    if not elements(x, axes):
+        what = f"at least one element along axes {axes} to take statistics of"
+        raise ValueError(expected(owner, what, f"x of shape {x.shape}"))
+
+
+def elements(x: Shaped, axes: tuple[int, ...]) -> int:
+    """Return the number of elements along `axes`."""
+    return math.prod(x.shape[axis] for axis in axes)
+
+
+WARNS: ContextVar[bool] = ContextVar("warns", default=True)
+"""Whether to warn: not while shapes alone are of interest, as the batch is not mapped then."""
+
+
+MAP_A_BATCH = (
+    "map a batch with mlax.batched(layer), or with jax.vmap(..., axis_name='batch') and "
+    "batch_axis_name='batch'"
+)
+
+
+def warn_of_one_element(owner: str, count: float, way_out: str) -> None:
+    """Warn, at the user's line, if there is but one element to normalise."""
+    if count != 1 or not WARNS.get():
+        return
+    what, got = "more than one element to take statistics of", "one, so that y is 0 whatever x is"
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(expected(owner, what, got, way_out), UserWarning, stacklevel=level)
+
+
+_NOT_THE_USERS = tuple(f"{Path(file).parent}/" for file in (__file__, jax.__file__))
+
+
+def _axis_size(owner: str, name: Hashable) -> float:
+    """Return the length of a batch axis, infinity if it is symbolic, as in `jax.export`."""
     try:
         return lax.axis_size(name)
+    except jax.errors.InconclusiveDimensionOperation:
+        return math.inf
     except NameError:
         way_out = (
             f"map the batch with mlax.batched(layer, axis_name={name!r}), jax.vmap(..., "

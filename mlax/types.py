@@ -14,7 +14,7 @@
 
 from mlax.arguments import (
     AnyLayer, Axes, Axis, DataFormat, DType, Epsilon, Momentum, NormalizedAxis, Number, Padding,
-    Precision, Rate, Rule, Size, Sizes,
+    Precision, Rate, Rule, Sharding, Size, Sizes,
 )
 from mlax.combinators import Child, Sublayer, WiredConfig
 from mlax.combinators.batched import BatchedConfig
@@ -68,7 +68,7 @@ __all__ = [
     "NormalizedAxis", "Number", "Padding", "Pair", "ParameterConfig", "ParameterParams",
     "PoolConfig", "Precision", "Rate", "RecurrentConfig", "RematConfig", "RepeatConfig",
     "RmsNormConfig", "RnnCellConfig", "Rule", "ScalerConfig", "ScalerParams", "Shape", "Shaped",
-    "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer", "Sublayers", "SumPoolConfig",
-    "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig", "ZNormConfig",
-    "ZNormVariables",
+    "Sharding", "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer", "Sublayers",
+    "SumPoolConfig", "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig",
+    "ZNormConfig", "ZNormVariables",
 ]

@@ -74,6 +74,15 @@ def test_dropout_keeps_half_precision(dtype: DTypeLike) -> None:
     assert set(np.asarray(y, np.float32).tolist()) == {0.0, 2.0}
 
 
+def test_dropout_drops_infinity_and_nan_and_their_gradients() -> None:
+    x = jnp.array([np.inf, -np.inf, np.nan, 1.0] * 8)
+    kept = np.asarray(jax.random.bernoulli(KEY, 0.5, x.shape))
+    y, backward = jax.vjp(lambda x: functional.dropout(x, KEY, 0.5, 0), x)
+    np.testing.assert_array_equal(y, np.where(kept, 2 * np.asarray(x), 0))
+    (by_x,) = backward(jnp.full(x.shape, np.inf))
+    np.testing.assert_array_equal(by_x, np.where(kept, np.inf, 0))
+
+
 def test_gradient_of_dropout() -> None:
     by_x = jax.grad(lambda x: jnp.sum(functional.dropout(x, KEY, 0.25, 0)))(jnp.ones(8))
     kept = np.asarray(jax.random.bernoulli(KEY, 0.75, (8,)))
@@ -262,6 +271,25 @@ def test_sum_pool_keeps_integers() -> None:
     np.testing.assert_array_equal(y, np.array([[3], [5]], np.int32), strict=True)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "wide"),
+    [
+        (np.int8, np.int32),
+        (np.int16, np.int32),
+        (np.uint8, np.uint32),
+        (np.uint16, np.uint32),
+        (np.bool_, np.int32),
+    ],
+)
+def test_sum_pool_of_short_integers_does_not_wrap(dtype: Any, wide: Any) -> None:
+    most = 1 if dtype is np.bool_ else np.iinfo(dtype).max
+    x = np.full((3, 1), most, dtype)
+    y = functional.sum_pool(jnp.asarray(x), 3)
+    np.testing.assert_array_equal(y, np.array([[3 * int(most)]], wide), strict=True)
+    mean = functional.avg_pool(jnp.asarray(x), 3)
+    np.testing.assert_array_equal(mean, np.array([[most]], np.float32), strict=True)
+
+
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int32])
 def test_avg_pool_of_integers_gives_float32(dtype: DTypeLike) -> None:
     y = functional.avg_pool(jnp.array([[100], [127], [121], [1]], dtype), 3)
@@ -390,7 +418,6 @@ def normalized(x: jax.Array, axes: tuple[int, ...], epsilon: float = 1e-5) -> Fl
         (1, (1,)),
         (-1, (2,)),
         ([0, -1], (0, 2)),
-        ((), ()),
         (np.int64(0), (0,)),
         ("all", (0, 1, 2)),
         ("channel_last", (0, 1)),
@@ -418,6 +445,18 @@ def test_z_norm_with_a_mean_far_larger_than_the_spread(mean: float) -> None:
     np.testing.assert_allclose(
         z_norm(x, 0), normalized(x, (0,)), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_z_norm_of_numbers_whose_squares_overflow(dtype: DTypeLike) -> None:
+    x = (1e25 * samples(50, mean=1)).astype(dtype)
+    tolerance = float(jnp.finfo(dtype).eps) * 10
+    np.testing.assert_allclose(exact(z_norm(x, 0)), normalized(x, (0,)), tolerance, tolerance)
+
+
+def test_z_norm_of_a_single_element_warns() -> None:
+    with pytest.warns(UserWarning, match="^z_norm: expected more than one element"):
+        np.testing.assert_array_equal(functional.z_norm(X, ()), np.zeros(X.shape))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -1251,7 +1251,7 @@ def test_training_follows_the_gradient() -> None:
 
 
 def test_optimizer_state_is_made_of_modules() -> None:
-    _, net = Net(jax.random.key(0))(BATCH[0], jax.random.key(1))
+    _, net = Net(jax.random.key(0))(BATCH[0], jax.random.key(1), inference_mode=True)
     trained, _ = net.partition()
     adam: Any = optax.adam(0.1).init(trained)
     assert type(adam[0].mu) is Net

@@ -40,6 +40,7 @@ HPARAMS: dict[str, dict[str, object]] = {
         "transposed_kernel": False,
         "kernel_initializer": lecun_normal,
         "dtype": jnp.float32,
+        "out_sharding": None,
     },
     "bias": {
         "in_features": REQUIRED,
@@ -65,12 +66,14 @@ HPARAMS: dict[str, dict[str, object]] = {
         "accum_dtype": None,
         "kernel_initializer": lecun_normal,
         "dtype": jnp.float32,
+        "out_sharding": None,
     },
     "embed": {
         "vocab_size": REQUIRED,
         "embed_dim": REQUIRED,
         "embed_initializer": embedding_normal,
         "dtype": jnp.float32,
+        "out_sharding": None,
     },
     "z_norm": {
         "axis": REQUIRED,

@@ -8,13 +8,15 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from mlax import AxisName
-from mlax.statistics import statistics
+from mlax.statistics import standardized, statistics, wide_dtype
 
+Floats: TypeAlias = npt.NDArray[np.float64]
 Parts: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -65,7 +67,7 @@ def over_mesh(
     return mapped
 
 
-@pytest.mark.parametrize("axes", [(), (0,), (1,), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 2), (0, 1, 2)])
 def test_axes(axes: tuple[int, ...]) -> None:
     x = samples(3, 4, 5)
     assert_statistics(compiled_parts(x, axes=axes), x, axes)
@@ -260,3 +262,100 @@ def test_complex_numbers_raise() -> None:
 def test_unknown_axis_name_raises(name: AxisName) -> None:
     with pytest.raises(NameError, match="nowhere"):
         statistics("test", jnp.ones(3), (0,), name)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.int32, jnp.bool_])
+def test_the_wide_dtype_is_float32_where_promotion_is_strict(dtype: DTypeLike) -> None:
+    with jax.numpy_dtype_promotion("strict"):
+        assert wide_dtype(dtype) == jnp.float32
+        assert wide_dtype(jnp.float64) == jnp.float64
+        assert wide_dtype(jnp.complex64) == jnp.complex64
+
+
+def normalized(x: Floats, epsilon: float, centred: bool) -> Floats:
+    """Return the formula over the last axis, in float64."""
+    value = x - x.mean(-1, keepdims=True) if centred else x
+    normal: Floats = value / np.sqrt((value**2).mean(-1, keepdims=True) + epsilon)
+    return normal
+
+
+def gradient(x: Floats, weights: Floats, epsilon: float, centred: bool) -> Floats:
+    """Return the gradient of the weighted sum of `normalized`, in float64."""
+    value = x - x.mean(-1, keepdims=True) if centred else x
+    spread = np.sqrt((value**2).mean(-1, keepdims=True) + epsilon)
+    by_value = (
+        weights - value / spread**2 * (weights * value).mean(-1, keepdims=True)
+    ) / spread
+    by_x: Floats = by_value - by_value.mean(-1, keepdims=True) if centred else by_value
+    return by_x
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-30, 0.0])
+def test_numbers_whose_squares_leave_the_range_are_normalised(
+    epsilon: float, centred: bool
+) -> None:
+    magnitudes = [1e-25, 1e-10, 1.0, 1e10, 1e15, 1e18, 1e20, 1e25, 1e38]
+    x = np.random.default_rng(0).normal(1, 0.5, (9, 16)) * np.array(magnitudes)[:, None]
+    x = x.astype(np.float32).astype(np.float64)
+    weights = np.random.default_rng(1).normal(size=x.shape)
+
+    def weighted(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = standardized("test", x, (1,), epsilon, centred)
+        return jnp.sum(weights * y), y
+
+    (_, y), by_x = jax.jit(jax.value_and_grad(weighted, has_aux=True))(jnp.asarray(x, jnp.float32))
+    exact, exact_by_x = normalized(x, epsilon, centred), gradient(x, weights, epsilon, centred)
+    np.testing.assert_allclose(y, exact, rtol=1e-4, atol=1e-37)
+    slopes = np.abs(exact_by_x).max(1, keepdims=True)
+    rounded = np.maximum(slopes, 1e-34)  # 1e-38 is flushed to zero
+    np.testing.assert_allclose(by_x / rounded, exact_by_x / rounded, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_gradients_of_normalised_numbers_to_second_order(centred: bool) -> None:
+    x, epsilon = samples(2, 5, mean=1), jnp.float32(0.1)
+
+    def plain(x: jax.Array, epsilon: jax.Array) -> jax.Array:
+        value = x - x.mean(1, keepdims=True) if centred else x
+        return value / jnp.sqrt(jnp.square(value).mean(1, keepdims=True) + epsilon)
+
+    def ours(x: jax.Array, epsilon: jax.Array) -> jax.Array:
+        return standardized("test", x, (1,), epsilon, centred)  # type: ignore[arg-type]  # traced
+
+    def derivatives(function: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+        first = jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a))), (0, 1))
+        both = first(x, epsilon), jax.jacfwd(first)(x, epsilon)
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(both)])
+
+    np.testing.assert_allclose(
+        derivatives(ours), derivatives(plain), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_infinity_and_nan_are_normalised_to_nan_in_their_row_alone() -> None:
+    x = jnp.array([[1.0, jnp.inf], [1.0, jnp.nan], [1.0, 3.0]])
+    y = standardized("test", x, (1,), 0.0)
+    assert jnp.isnan(y[0, 1]) and jnp.isnan(y[1]).all()
+    np.testing.assert_allclose(y[2], [-1, 1])
+
+
+def test_no_element_of_standardized_raises() -> None:
+    with pytest.raises(ValueError, match=r"^test: expected at least one element.*got .*\(0, 3\)"):
+        standardized("test", jnp.ones((0, 3)), (0,), 0.0)
+
+
+def test_statistics_of_a_single_element_warn_at_the_line_of_the_user() -> None:
+    wanted = "^test: expected more than one element .*; map a batch with mlax.batched"
+    with pytest.warns(UserWarning, match=wanted) as warned:
+        compiled_parts(jnp.ones(3), axes=())
+        compiled_parts(jnp.zeros(3), axes=())
+    assert [warning.filename for warning in warned] == [__file__]  # one trace, one warning
+
+
+def test_a_batch_of_one_example_warns() -> None:
+    one: Callable[[jax.Array], jax.Array] = jax.vmap(
+        lambda x: parts(x, (), "batch")[0], axis_name="batch"
+    )
+    with pytest.warns(UserWarning, match="^test: expected more than one .*; pass several examples"):
+        one(jnp.ones((1, 3)))

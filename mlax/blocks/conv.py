@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mlax import arguments
-from mlax.arguments import DType, Padding, Precision, Rule, Size, Sizes
+from mlax.arguments import DType, Padding, Precision, Rule, Sharding, Size, Sizes
 from mlax.combinators.composed import composed
 from mlax.combinators.series import series
 from mlax.combinators.types import DictState
@@ -33,6 +33,7 @@ def conv_transpose(
     filter_dilation: Sizes | None = None, data_format: ConvFormat = "channel_last",
     precision: Precision = None, accum_dtype: DType | None = None,
     kernel_initializer: Initializer = lecun_normal, dtype: DType = jnp.float32,
+    out_sharding: Sharding | None = None,
 ) -> Layer[ConvParams, State[tuple[()], Any], jax.Array, jax.Array]:
     """Transposed convolution: convolution of x with strides - 1 zeros between its elements.
 
@@ -51,7 +52,8 @@ def conv_transpose(
             strides * x, or the padding of x with the zeros inserted: an integer, or for each
             spatial axis an integer or a pair (before, after).
         kernel_initializer: called with shape (spatial..., in_channels, out_channels).
-        filter_dilation, data_format, precision, accum_dtype, dtype: as in `mlax.conv`.
+        filter_dilation, data_format, precision, accum_dtype, dtype, out_sharding: as in
+            `mlax.conv`.
 
     Errors are those of `mlax.conv`.
 
@@ -79,7 +81,7 @@ def conv_transpose(
         )
     return conv(
         out_channels, window, 1, padding, steps, dilation, 1, 1,
-        data_format, precision, accum_dtype, kernel_initializer, dtype,
+        data_format, precision, accum_dtype, kernel_initializer, dtype, out_sharding=out_sharding,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mlax import mesh
 from mlax.arguments import AnyLayer, Rule, leading_length, require_ndims
 from mlax.combinators import (
     Around, Call, Child, Made, has_path, init_only_child, rejoined, separated, shapes, stacked,
@@ -38,11 +39,7 @@ def apply(
     child, axis_name, state_axis, ndims = config
     size = _batch_size(x)
     require_ndims("batched", x, ndims, "give a single example a leading axis with x[None]")
-    rng, keys = call.rng, None
-    if rng is not None and child.needs_rng:
-        keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(size))
-    names = call.batch_axis_name
-    outer = names if isinstance(names, tuple) else (names,)
+    outer = mesh.names_of(call.batch_axis_name)
     if axis_name in outer:
         wanted = "a name that no enclosing axis has"
         raise ValueError(message("batched", "axis_name", wanted, repr(axis_name)))
@@ -56,13 +53,22 @@ def apply(
         y, after = call_one(child, params, variables, x, key)
         return y, *separated(after, variables)
 
+    rng, keys = call.rng, None
+    if rng is not None and child.needs_rng:
+        indices = mesh.first_example(outer, size) + jnp.arange(size)
+        keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(indices)
+    own_variables = variables if state_axis == 0 else ()
+    x, own_variables, keys = mesh.sharded_together("batched", (x, own_variables, keys))
+    if state_axis == 0:
+        variables = own_variables
     call_one = call._replace(batch_axis_name=(axis_name, *outer))
     batch = jax.vmap(
         example, in_axes=(0, state_axis, 0), out_axes=(0, state_axis, 0), axis_name=axis_name,
         axis_size=size,
     )
     try:
-        y, variables, values = batch(x, variables, keys)
+        with mesh.examples_with_keys(outer):
+            y, variables, values = batch(x, variables, keys)
     except ValueError as error:
         if "out_axes" not in str(error) or has_path(error):
             raise

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from mlax import mesh
 from mlax.arguments import read_layer, require_pair
 from mlax.combinators.block import Sublayers, block
 from mlax.combinators.recurrent import recurrent
@@ -74,7 +75,7 @@ def _joined(forward: jax.Array, backward: jax.Array) -> jax.Array:
     if forward.ndim < 2:
         wanted = "an array with at least 1 axis at each step, to concatenate along"
         raise ValueError(message("bidirectional", "y", wanted, "a scalar"))
-    return jnp.concatenate((forward, backward), -1)
+    return jnp.concatenate(mesh.placed_together(forward, backward), -1)
 
 
 _bidirectional.__name__ = "bidirectional"

@@ -29,6 +29,7 @@ from mlax.equality import equal, source
 from mlax.errors import message
 from mlax.layer import AxisName, Key, State
 from mlax.pair import ANOTHER_STATE, BoundApply, bare
+from mlax.statistics import WARNS
 
 ChildKey: TypeAlias = int | str | None
 
@@ -166,7 +167,22 @@ def init_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Key, x: Any) -> 
         return Made(
             params, variables, child, lambda: output_shapes(owner, child, params, variables, x, rng)
         )
-    return Made(params, variables, child, output)
+    return Made(params, variables, child, _with_path(output, owner, key, kind))
+
+
+def _with_path(
+    output: Callable[[], Any], owner: str, key: ChildKey, kind: str
+) -> Callable[[], Any]:
+    """Return a function whose errors have the path of the child, as those of its `init` have."""
+
+    def located() -> Any:
+        try:
+            return output()
+        except Exception as error:
+            add_path(error, owner, key, kind)
+            raise
+
+    return located
 
 
 def init_only_child(owner: str, layer: AnyLayer, rng: Key, x: Any) -> Made:
@@ -182,7 +198,7 @@ def init_copies(owner: str, layer: AnyLayer, rng: Key, x: Any, count: int) -> Ma
     def init_copy(rng: Key) -> tuple[Any, Any]:
         copy = init_child(owner, None, layer, rng, x)
         shapes_of_copy = copy.output()
-        made.append(copy._replace(output=lambda: shapes_of_copy))
+        made.append(Made((), (), copy.child, lambda: shapes_of_copy))
         return copy.params, copy.variables
 
     keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(count))
@@ -211,7 +227,8 @@ def output_shapes(owner: str, child: Child, params: Any, variables: Any, x: Any,
     def output(params: Any, variables: Any, x: Any, rng: Key) -> Any:
         return apply_child(owner, child, cast_floating(params, dtype), variables, x, rng)[0]
 
-    return jax.eval_shape(output, params, variables, x, rng)
+    with setting(WARNS, False):
+        return jax.eval_shape(output, params, variables, x, rng)
 
 
 _COMPUTE_DTYPE: ContextVar[DTypeLike | None] = ContextVar("compute_dtype", default=None)
@@ -263,7 +280,7 @@ def abstract_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Any, x: Any)
             children.append(made.child)
             return made.params, made.variables, made.output()
 
-        with setting(_TRACING, tracing._replace(abstract=True)):
+        with setting(_TRACING, tracing._replace(abstract=True)), setting(WARNS, False):
             params, variables, y = jax.eval_shape(trace, rng, x)
         tracing.known[signature] = Made(params, variables, children[0], lambda: y)
     known = tracing.known[signature]
@@ -329,6 +346,8 @@ def apply_child(
         if isinstance(state, State) != (child.config is not Foreign):
             got = described(state)
             raise TypeError(message(kind, "the state that apply returns", "a State", got))
+        after = _parts(state)[0]
+        _require_structure(kind, variables, after)
     except Exception as error:
         if rng is None and not child.needs_rng and "a PRNG key in training, got None" in str(error):
             error.add_note(
@@ -337,7 +356,22 @@ def apply_child(
             )
         add_path(error, owner, child.key, kind)
         raise
-    return y, taps.recorded(child.key, y, _parts(state)[0])
+    return y, taps.recorded(child.key, y, after)
+
+
+def _require_structure(kind: str, before: Any, after: Any) -> None:
+    """Require variables of one structure, but for values that are tapped."""
+    if jax.tree.structure(before) == jax.tree.structure(after):
+        return
+    nodes = jax.tree.leaves(after, is_leaf=lambda node: isinstance(node, taps.Tapped))
+    if not any(isinstance(node, taps.Tapped) for node in nodes):
+        name, way_out = "the state that apply returns", "initialise all that apply may set"
+        wanted = f"of the structure {_spelled(before)}, as its init made it"
+        raise TypeError(message(kind, name, wanted, _spelled(after), way_out))
+
+
+def _spelled(tree: Any) -> str:
+    return str(jax.tree.structure(tree)).removeprefix("PyTreeDef(").removesuffix(")")
 
 
 def _pair_of(kind: str, function: str, spelled: str, result: Any) -> tuple[Any, Any]:

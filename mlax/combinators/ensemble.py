@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from mlax import mesh
 from mlax.arguments import AnyLayer, Size
 from mlax.combinators import (
     Around, Call, Child, Made, copy_keys, init_copies, require_copies, stacked, transform,
@@ -30,6 +31,8 @@ def apply(
     child, n = config
     require_copies("ensemble", params, n)
     keys = copy_keys(call.rng, n) if child.needs_rng else None
+
+    params, variables, keys = mesh.sharded_together("ensemble", (params, variables, keys))
 
     def member(params: Any, variables: Any, key: Key | None) -> tuple[Any, Any]:
         return call(child, params, variables, x, key)

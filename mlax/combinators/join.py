@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from mlax import mesh
 from mlax.arguments import Axis, canonical_axes, described
 from mlax.errors import message
 from mlax.layer import Key
@@ -82,7 +83,8 @@ class ConcatenateConfig(NamedTuple):
 
 def apply_concatenate(params: tuple[()], config: ConcatenateConfig, x: Entries) -> jax.Array:
     """Return the concatenated entries: see `mlax.concatenate`."""
-    return jnp.concatenate(_joinable(x, config.axis), config.axis)
+    entries = mesh.placed_together(*_joinable(x, config.axis))
+    return jnp.concatenate(entries, config.axis)
 
 
 @stateless(apply_concatenate, ConcatenateConfig)

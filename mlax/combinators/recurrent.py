@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mlax import mesh
 from mlax.arguments import AnyLayer, Size, leading_length, require_pair
 from mlax.combinators import (
     Call, Child, Made, Transform, init_only_child, rejoined, require_equal_shapes, separated,
     shapes, stacked, transform,
 )
+from mlax.errors import message
 from mlax.layer import Key, Layer, State
 
 P = TypeVar("P")
@@ -61,6 +63,9 @@ def apply(
     cell, reverse, unroll = config
     xs, h = require_pair("recurrent", "x", x, "(xs, h)")
     length = leading_length("recurrent", "xs", xs, "time")
+    if unroll > 1 and type(length) is not int:  # symbolic, in jax.export
+        way_out = "several steps at a time need a length that is known"
+        raise ValueError(message("recurrent", "unroll", f"1 for {length} steps", unroll, way_out))
     rng = call.rng if cell.needs_rng else None
     steps = jnp.arange(length)
     indices = None if rng is None else steps[::-1] if reverse else steps
@@ -74,8 +79,9 @@ def apply(
         y, h = require_pair("recurrent", "the output of the cell", result, "(y, h)")
         return (h, after), (y, values)
 
+    h, variables = mesh.settled(step, (h, variables), (xs, indices), length)
     (h, variables), (ys, values) = lax.scan(
-        step, (h, variables), (xs, indices), length, reverse, unroll
+        step, (h, variables), (xs, indices), reverse=reverse, unroll=unroll
     )
     return (ys, h), rejoined(variables, values)
 

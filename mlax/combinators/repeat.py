@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 import jax
 from jax import lax
 
+from mlax import mesh
 from mlax.arguments import AnyLayer, Size
 from mlax.combinators import (
     Call, Child, Made, Transform, copy_keys, init_copies, require_copies, require_equal_shapes,
@@ -70,6 +71,7 @@ def apply(call: Call, config: RepeatConfig, params: Any, variables: Any, x: Any)
 
     if remat or policy is not None:
         step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+    x = mesh.settled(step, x, (params, variables, keys), n)
     y, variables = lax.scan(step, x, (params, variables, keys), n, unroll=unroll)
     return y, variables
 

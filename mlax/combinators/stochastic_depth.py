@@ -1,4 +1,4 @@
-"""A layer that is dropped at random: y = keep / (1 - rate) * layer(x) in training.
+"""A layer that is dropped at random: y = where(keep, layer(x), 0) / (1 - rate) in training.
 
 params and variables are those of the layer.
 """
@@ -12,6 +12,7 @@ from mlax.arguments import AnyLayer, Rate, required_key
 from mlax.combinators import Around, Call, Child, Made, apply_keys, init_only_child, transform
 from mlax.errors import message
 from mlax.layer import Key
+from mlax.mesh import key_of_shard
 
 
 class StochasticDepthConfig(NamedTuple):
@@ -31,17 +32,17 @@ def apply(
     layer_rng, drop_rng = apply_keys(call.rng, [child.needs_rng, True])
     y, variables = call(child, params, variables, x, layer_rng)
     if not call.inference_mode:
-        key = required_key("stochastic_depth", drop_rng)
-        factor = jax.random.bernoulli(key, 1.0 - rate) / (1.0 - rate)
-        y = jax.tree.map(lambda leaf: _scaled(leaf, factor), y)
+        key = key_of_shard(required_key("stochastic_depth", drop_rng), call.batch_axis_name)
+        kept = jax.random.bernoulli(key, 1.0 - rate)
+        y = jax.tree.map(lambda leaf: _kept(leaf, kept, 1 / (1.0 - rate)), y)
     return y, variables
 
 
-def _scaled(leaf: jax.Array, factor: jax.Array) -> jax.Array:
+def _kept(leaf: jax.Array, kept: jax.Array, factor: float) -> jax.Array:
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         wanted, got = "of a floating dtype", jnp.dtype(leaf.dtype).name
         raise TypeError(message("stochastic_depth", "the output", wanted, got))
-    return leaf * factor.astype(leaf.dtype)
+    return jnp.where(kept, leaf, 0) * jnp.asarray(factor, leaf.dtype)
 
 
 @transform(apply, StochasticDepthConfig, Around, needs_rng=True)
@@ -51,7 +52,8 @@ def stochastic_depth(rng: Key, x: Any, layer: AnyLayer, rate: Rate) -> Made:
     Meant for the branch of a residual connection: residual(stochastic_depth(block, rate)).
     In training, an output that is kept is divided by 1 - rate; in inference, the output is
     returned unchanged. Each example is dropped or kept as a whole, independently of the others
-    if each has its own key, as under `mlax.batched`.
+    if each has its own key, as under `mlax.batched`. What is dropped is 0 even where the layer
+    returns infinity or NaN.
 
     Needs a key in training: `rng` itself decides, or, if the layer needs a key too, the layer
     gets fold_in(rng, 0) and fold_in(rng, 1) decides.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mlax import mesh
 from mlax.arguments import AnyLayer
 from mlax.combinators import (
     Call, Child, Made, Transform, apply_keys, collected, init_child, init_keys, joined,
@@ -74,7 +75,8 @@ def apply(call: Call, config: SwitchConfig, params: Any, variables: Any, x: Any)
 
         return run
 
-    y, after = lax.switch(index_fn(x), [branch(i) for i in range(len(children))], x)
+    branches = mesh.placed_alike([branch(i) for i in range(len(children))], x)
+    y, after = lax.switch(index_fn(x), branches, x)
     return y, joined(children, after)
 
 

@@ -12,16 +12,18 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from mlax import arguments
+from mlax import arguments, mesh
 from mlax.arguments import (
-    CHANNEL_AXES, DType, Padding, Precision, Rule, Size, Sizes, is_sequence, optional_per_axis,
-    padding_per_axis, per_axis,
+    CHANNEL_AXES, DType, Padding, Precision, Rule, Sharding, Size, Sizes, is_sequence,
+    optional_per_axis, padding_per_axis, per_axis,
 )
 from mlax.errors import expected, message
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
+from mlax.layers.grouped import Convolve, Geometry, with_gradient_by_taps
 from mlax.pair import stateless
 
 
@@ -76,6 +78,8 @@ class ConvConfig(NamedTuple):
     """Precision of the products."""
     accum_dtype: DTypeLike | None
     """Dtype of the sums and of the result."""
+    out_sharding: PartitionSpec | None
+    """Sharding of y over explicit mesh axes."""
 
 
 def apply(params: ConvParams, config: ConvConfig, x: jax.Array) -> jax.Array:
@@ -94,12 +98,27 @@ def apply(params: ConvParams, config: ConvConfig, x: jax.Array) -> jax.Array:
     strides = per_axis("conv", "strides", config.strides, rank)
     input_dilation = optional_per_axis("conv", "input_dilation", config.input_dilation, rank)
     filter_dilation = optional_per_axis("conv", "filter_dilation", config.filter_dilation, rank)
-    y: jax.Array = lax.conv_general_dilated(
-        jnp.expand_dims(x, 0), params.kernel.astype(x.dtype),
-        strides, _padding(config.padding, input_dilation), input_dilation, filter_dilation,
-        ("N" + x_spec, kernel_spec, "N" + y_spec), config.feature_group_count,
-        precision=config.precision, preferred_element_type=config.accum_dtype,
-    )
+    sharding = _sharding(config.out_sharding, x, params.kernel, x_spec, kernel_spec, y_spec)
+
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        y: jax.Array = lax.conv_general_dilated(
+            x, kernel, strides, _padding(config.padding, input_dilation), input_dilation,
+            filter_dilation, ("N" + x_spec, kernel_spec, "N" + y_spec),
+            config.feature_group_count,
+            precision=config.precision, preferred_element_type=config.accum_dtype,
+            out_sharding=mesh.output_sharding(sharding),
+        )
+        return y
+
+    run: Convolve = convolve
+    if config.feature_group_count > 1 and mesh.may_be_sharded():
+        geometry = Geometry(
+            ("N" + x_spec, kernel_spec, "N" + y_spec), config.feature_group_count, strides,
+            _padding(config.padding, input_dilation), input_dilation, filter_dilation,
+            config.precision,
+        )
+        run = with_gradient_by_taps(convolve, geometry)
+    y = run(jnp.expand_dims(x, 0), params.kernel.astype(x.dtype))
     arguments.require_output("conv", x, y)
     return jnp.squeeze(y, 0)
 
@@ -113,6 +132,7 @@ def conv(
     data_format: ConvFormat = "channel_last",
     precision: Precision = None, accum_dtype: DType | None = None,
     kernel_initializer: Initializer = lecun_normal, dtype: DType = jnp.float32,
+    *, out_sharding: Sharding | None = None,
 ) -> ConvParams:
     """Convolution over the spatial axes of one example, without bias.
 
@@ -140,11 +160,14 @@ def conv(
         kernel_initializer: called with shape (spatial..., in_channels / feature_group_count,
             out_channels); the result is transposed to the layout of the kernel.
         dtype: dtype of the kernel. It is cast to the dtype of x when used.
+        out_sharding: sharding of y on a mesh with explicit axes, ignored elsewhere. None means
+            the spatial axes as in x and the channels as in the kernel, which is ambiguous where
+            both x and the kernel are sharded along in_channels.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not floating and the kernel is.
         ValueError: an argument has the wrong length, sign or name, the groups do not
-            divide the channels, or no window fits into x.
+            divide the channels, no window fits into x, or the sharding of y is ambiguous.
 
     Source: `jax.lax.conv_general_dilated`.
 
@@ -202,3 +225,20 @@ def _specs(data_format: str | Sequence[str], rank: int) -> tuple[str, str, str]:
     if data_format == "channel_first":
         return "C" + spatial, "OI" + spatial, "C" + spatial
     return data_format[0], data_format[1], data_format[2]
+
+
+def _sharding(
+    out_sharding: PartitionSpec | None, x: jax.Array, kernel: jax.Array,
+    x_spec: str, kernel_spec: str, y_spec: str,
+) -> PartitionSpec | None:
+    """Return the sharding of y with its batch axis, None where JAX finds it."""
+    given = mesh.output_sharding(out_sharding)
+    if given is not None:
+        return PartitionSpec(None, *given)
+    of_x = dict(zip(x_spec, mesh.spec_of(x), strict=True))
+    of_kernel = dict(zip(kernel_spec, mesh.spec_of(kernel), strict=True))
+    mesh.require_one_sharded("conv", of_x["C"], of_kernel["I"])
+    if of_x["C"] is None and not any(of_kernel.values()):
+        return None
+    of_x["C"] = of_kernel["O"]
+    return PartitionSpec(None, *map(of_x.get, y_spec))

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from mlax import arguments
-from mlax.arguments import DType, Size
+from mlax.arguments import DType, Sharding, Size
 from mlax.errors import expected
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
@@ -34,18 +35,20 @@ class DenseConfig(NamedTuple):
 
     use_bias: bool
     """Whether there is a bias."""
+    out_sharding: PartitionSpec | None
+    """Sharding of y over explicit mesh axes."""
 
 
 def apply(params: DenseParams, config: DenseConfig, x: jax.Array) -> jax.Array:
     """Return x @ kernel + bias: see `mlax.dense`."""
-    y = matmul("dense", x, params.kernel)
+    y = matmul("dense", x, params.kernel, out_sharding=config.out_sharding)
     if params.bias is None:
         return y
     if params.bias.shape != y.shape[-1:]:
         what = f"bias to be of shape {y.shape[-1:]}, as the kernel has {y.shape[-1]} features"
         raise ValueError(expected("dense", what, f"shape {params.bias.shape}"))
     arguments.require_castable("dense", x, params.bias.dtype)
-    return y + params.bias.astype(y.dtype)
+    return y + jnp.expand_dims(params.bias.astype(y.dtype), tuple(range(y.ndim - 1)))
 
 
 @stateless(apply, DenseConfig)
@@ -53,6 +56,7 @@ def dense(
     rng: Key, x: Shaped, features: Size, *,
     use_bias: bool = True, kernel_initializer: Initializer = lecun_normal,
     bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
+    out_sharding: Sharding | None = None,
 ) -> DenseParams:
     """Linear transformation of the last axis with a bias: y = x @ kernel + bias.
 
@@ -65,6 +69,7 @@ def dense(
         kernel_initializer: called with (in_features, features).
         bias_initializer: called with (features,).
         dtype: dtype of the parameters. They are cast to the dtype of x when used.
+        out_sharding: as in `mlax.linear`.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not floating and a parameter is.

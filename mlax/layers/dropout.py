@@ -1,4 +1,4 @@
-"""Dropout: y = x * mask / (1 - rate) in training, y = x in inference."""
+"""Dropout: y = where(mask, x, 0) / (1 - rate) in training, y = x in inference."""
 
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ def dropout(
 ) -> tuple[tuple[()], State[tuple[()], DropoutConfig]]:
     """Dropout: sets random elements to zero in training, returns x unchanged in inference.
 
-    Needs a key in training.
+    Needs a key in training. What is dropped is 0 even where x is infinite or NaN.
 
     Args:
         rate: probability of zero, in [0, 1). Elements that are kept are divided by 1 - rate.

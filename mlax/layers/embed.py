@@ -5,13 +5,15 @@
     y          (..., embed_dim)
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 
-from mlax import arguments
-from mlax.arguments import DType, Size
+from mlax import arguments, mesh
+from mlax.arguments import DType, Sharding, Size
 from mlax.errors import message
 from mlax.initializers import Initializer, embedding_normal, initialize
 from mlax.layer import Key, Shaped
@@ -26,32 +28,53 @@ class EmbedParams(NamedTuple):
 
 
 class EmbedConfig(NamedTuple):
-    """Configuration of `embed`: no hyperparameters."""
+    """Configuration of `embed`."""
+
+    out_sharding: PartitionSpec | None
+    """Sharding of y over explicit mesh axes."""
 
 
 def apply(params: EmbedParams, config: EmbedConfig, x: jax.Array) -> jax.Array:
     """Return the rows of the embedding: see `mlax.embed`."""
     arguments.require_axes("embed", "params.embedding", params.embedding, 2)
     _require_integers(x)
-    indices = x.astype(jnp.int32) if x.dtype.itemsize < 4 else x  # int8 can't hold vocab_size
-    return params.embedding.at[indices].get(mode="fill")
+    indices = _indices(x, params.embedding.shape[0])
+    sharding = config.out_sharding
+    if sharding is None:
+        sharding = PartitionSpec(*mesh.spec_of(indices), mesh.spec_of(params.embedding)[1])
+    sharding = mesh.output_sharding(sharding)
+    return params.embedding.at[indices].get(mode="fill", out_sharding=sharding)
+
+
+def _indices(x: Any, vocab_size: int) -> jax.Array:
+    """Return x in a dtype that holds vocab_size; what is out of range stays out of range."""
+    if x.dtype.itemsize > 4:  # conversions, and those of `at`, would cut off the upper bits
+        lowest = max(-vocab_size - 1, int(jnp.iinfo(x.dtype).min))
+        numpy_or_jax: Any = np if isinstance(x, np.ndarray | np.generic) else jnp
+        x = numpy_or_jax.clip(x, lowest, vocab_size).astype(np.int64)
+    is_narrow = x.dtype != jnp.uint32 and vocab_size <= jnp.iinfo(jnp.int32).max
+    return jnp.asarray(x, jnp.int32 if is_narrow else None)
 
 
 @stateless(apply, EmbedConfig)
 def embed(
     rng: Key, x: Shaped, vocab_size: Size, embed_dim: Size,
     embed_initializer: Initializer = embedding_normal, dtype: DType = jnp.float32,
+    *, out_sharding: Sharding | None = None,
 ) -> EmbedParams:
     """Embedding of integers: y = embedding[x].
 
     (...) -> (..., embed_dim). Negative indices count from the end, as in NumPy; an index out
-    of range gives a row of NaN, never the row of another index.
+    of range gives a row of NaN, never the row of another index. (Without NaN in the dtype of the
+    embedding, the row is of its smallest integer, its largest if unsigned.)
 
     Args:
         vocab_size: number of rows.
         embed_dim: length of a row.
         embed_initializer: called with shape (vocab_size, embed_dim).
         dtype: dtype of the embedding and of y.
+        out_sharding: sharding of y on a mesh with explicit axes, ignored elsewhere. None means
+            that of x, with the last axis as in the embedding.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not of an integer dtype.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlax import arguments
+from mlax import arguments, mesh
 from mlax.layer import AxisName, Key, State
 from mlax.pair import layer
 
@@ -125,9 +125,10 @@ def _call(
     function = config.train_fn
     if inference_mode and config.infer_fn is not None:
         function = config.infer_fn
-    if _takes_axis_name(function):
+    if not _takes_axis_name(function):
+        return function(*args)
+    with mesh.reducing("f"):
         return function(*args, axis_name=batch_axis_name)
-    return function(*args)
 
 
 def _takes_axis_name(function: Callable[..., Any]) -> bool:

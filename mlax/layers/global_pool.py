@@ -1,18 +1,19 @@
 """From feature maps to vectors: `flatten`, `global_avg_pool` and `adaptive_avg_pool`."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jax import lax
 
 from mlax import arguments
 from mlax.arguments import DataFormat, Sizes
 from mlax.errors import expected
 from mlax.layer import Key, Shaped
 from mlax.pair import stateless
+from mlax.statistics import wide_dtype
 
 
 class FlattenConfig(NamedTuple):
@@ -57,7 +58,7 @@ def apply_global_avg_pool(
     x = arguments.array("global_avg_pool", x)
     axes = _spatial_axes("global_avg_pool", config.data_format, x)
     dtype = _mean_dtype(x)
-    return jnp.mean(x, axes, jnp.promote_types(dtype, jnp.float32)).astype(dtype)
+    return jnp.mean(x, axes, wide_dtype(dtype)).astype(dtype)
 
 
 @stateless(apply_global_avg_pool, GlobalAvgPoolConfig)
@@ -103,11 +104,12 @@ def apply_adaptive_avg_pool(
     axes = _spatial_axes("adaptive_avg_pool", config.data_format, x)
     counts = arguments.per_axis("adaptive_avg_pool", "output_shape", config.output_shape, len(axes))
     dtype = _mean_dtype(x)
-    y = x.astype(jnp.promote_types(dtype, jnp.float32))
+    y = x.astype(wide_dtype(dtype))
     for axis, count in zip(axes, counts, strict=True):
-        weights = _window_means(x.shape[axis], count).astype(y.dtype)
-        y = jnp.tensordot(y, weights, ((axis,), (0,)), precision=lax.Precision.HIGHEST)
-        y = jnp.moveaxis(y, -1, axis)
+        if not isinstance(x.shape[axis], int):
+            what = "x with spatial axes of known lengths, which the windows depend on"
+            raise ValueError(expected("adaptive_avg_pool", what, f"shape {x.shape}"))
+        y = _window_means(y, axis, count)
     return y.astype(dtype)
 
 
@@ -119,7 +121,8 @@ def adaptive_avg_pool(
 
     Along an axis of length l, window i of n extends from floor(i l / n) to ceil((i + 1) l / n), as
     in `torch.nn.AdaptiveAvgPool2d`: windows may overlap, and there may be more of them than
-    elements. Half precision is summed in float32. Integer x gives float32.
+    elements. Half precision is summed in float32. Integer x gives float32. An infinite or NaN
+    element shows in the windows that it is in, and in no other.
 
     Args:
         output_shape: number of windows, or one for each spatial axis.
@@ -144,12 +147,32 @@ def adaptive_avg_pool(
     return ()
 
 
-def _window_means(length: int, count: int) -> npt.NDArray[np.float64]:
-    """Return the (length, count) matrix that maps a row to the means of its windows."""
-    index, window = np.arange(length)[:, None], np.arange(count)
-    start, stop = window * length // count, -(-(window + 1) * length // count)
-    means: npt.NDArray[np.float64] = ((start <= index) & (index < stop)) / (stop - start)
-    return means
+def _window_means(x: jax.Array, axis: int, count: int) -> jax.Array:
+    """Return the means of `count` windows along an axis.
+
+    With g the greatest common divisor of length and count, the windows fall into g equal blocks of
+    the axis, which they don't leave. A window reads no other element, not even times 0.
+    """
+    blocks = math.gcd(x.shape[axis], count)
+    length, count = x.shape[axis] // blocks, count // blocks
+    x = x.reshape(*x.shape[:axis], blocks, length, *x.shape[axis + 1 :])
+    if count == 1:
+        means = jnp.mean(x, axis + 1)
+    else:
+        window = np.arange(count)
+        starts, stops = window * length // count, -(-(window + 1) * length // count)
+        places = starts + np.arange((stops - starts).max())[:, None]
+        after = tuple(range(places.ndim, places.ndim + x.ndim - axis - 2))
+        before = tuple(range(axis + 1))
+
+        def along_windows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            return np.expand_dims(np.expand_dims(values, after), before)
+
+        read = jnp.take(x, np.minimum(places, length - 1), axis + 1)
+        total = jnp.sum(jnp.where(along_windows(places < stops), read, 0), axis + 1, keepdims=True)
+        sizes = along_windows((stops - starts)[None].astype(x.dtype))
+        means = jnp.squeeze(total / sizes, axis + 1)
+    return means.reshape(*x.shape[:axis], blocks * count, *x.shape[axis + 2 :])
 
 
 def _spatial_axes(owner: str, data_format: str, x: Shaped) -> tuple[int, ...]:

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from mlax import arguments
-from mlax.arguments import DType, Precision, Size
+from mlax import arguments, mesh
+from mlax.arguments import DType, Precision, Sharding, Size
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
 from mlax.pair import stateless
@@ -35,24 +36,32 @@ class LinearConfig(NamedTuple):
     """Dtype of the sums and of the result."""
     transposed_kernel: bool
     """Whether the kernel is (out_features, in_features)."""
+    out_sharding: PartitionSpec | None
+    """Sharding of y over explicit mesh axes."""
 
 
 def matmul(
     owner: str, x: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike = None,
-    accum_dtype: DTypeLike | None = None,
+    accum_dtype: DTypeLike | None = None, out_sharding: PartitionSpec | None = None,
 ) -> jax.Array:
     """Return x @ kernel, with the kernel cast to the dtype of x; their shapes must fit."""
     x = arguments.array(owner, x)
     arguments.require_features(owner, x, kernel)
+    sharding = mesh.output_sharding(out_sharding)
+    if sharding is None:
+        mesh.require_one_sharded(owner, mesh.spec_of(x)[-1], mesh.spec_of(kernel)[0])
     return jnp.matmul(
-        x, kernel.astype(x.dtype), precision=precision, preferred_element_type=accum_dtype
+        x, kernel.astype(x.dtype), precision=precision, preferred_element_type=accum_dtype,
+        out_sharding=sharding,
     )
 
 
 def apply(params: LinearParams, config: LinearConfig, x: jax.Array) -> jax.Array:
     """Return x @ kernel: see `mlax.linear`."""
     kernel = params.kernel.T if config.transposed_kernel else params.kernel
-    return matmul("linear", x, kernel, config.precision, config.accum_dtype)
+    return matmul(
+        "linear", x, kernel, config.precision, config.accum_dtype, config.out_sharding
+    )
 
 
 @stateless(apply, LinearConfig)
@@ -60,6 +69,7 @@ def linear(
     rng: Key, x: Shaped, out_features: Size,
     precision: Precision = None, accum_dtype: DType | None = None, transposed_kernel: bool = False,
     kernel_initializer: Initializer = lecun_normal, dtype: DType = jnp.float32,
+    *, out_sharding: Sharding | None = None,
 ) -> LinearParams:
     """Linear transformation of the last axis, without bias: y = x @ kernel.
 
@@ -73,10 +83,13 @@ def linear(
         kernel_initializer: called with (in_features, out_features); the result is transposed if
             `transposed_kernel`.
         dtype: dtype of the kernel. It is cast to the dtype of x when used.
+        out_sharding: sharding of y on a mesh with explicit axes, ignored elsewhere. It has to be
+            given where both x and the kernel are sharded along in_features.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not floating and the kernel is.
-        ValueError: `out_features` is not positive, or the last axis of x does not fit.
+        ValueError: `out_features` is not positive, the last axis of x does not fit, or the
+            sharding of y is ambiguous.
 
     Source: `jax.lax.dot_general`.
 

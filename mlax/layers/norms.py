@@ -9,25 +9,24 @@
 | `instance_norm` | all axes but the channel axis | the channel axis |
 
 Everything, including the scale and the bias, is computed in float32 or better; y is rounded
-once, to the dtype of x. `scale_to_unit` and `mlax.z_norm` do the work.
+once, to the dtype of x. `mlax.statistics.standardized` and `mlax.z_norm` do the work. But for
+`batch_norm`, x may be as large or small as its dtype allows: no square of it overflows.
 """
 
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import DTypeLike
 
 from mlax import arguments
-from mlax.arguments import DataFormat, DType, Epsilon, Momentum, NormalizedAxis, Size
+from mlax.arguments import DataFormat, Epsilon, Momentum, NormalizedAxis, Size
 from mlax.errors import expected, message
-from mlax.functional import scale_to_unit
 from mlax.initializers import Initializer, initialize
 from mlax.layer import AxisName, Key, Shaped, State
-from mlax.layers.z_norm import ZNormVariables, normalize, z_norm
+from mlax.layers.z_norm import RealDType, ZNormVariables, normalize, z_norm
 from mlax.pair import layer_name, layer, stateless
-from mlax.statistics import statistics
+from mlax.statistics import elements, standardized, warn_of_one_element, wide_dtype
 
 
 class NormParams(NamedTuple):
@@ -122,12 +121,8 @@ def apply(params: NormParams, config: NormConfig, x: jax.Array) -> jax.Array:
             size = _group_size(x.shape[channel], config.groups)
             wide = wide.reshape(*x.shape[:channel], config.groups, size, *x.shape[channel + 1 :])
             over = tuple(axis for axis in range(wide.ndim) if axis != channel)
-    if isinstance(config, RmsNormConfig):
-        mean_square = jnp.mean(jnp.square(wide), over, keepdims=True)
-        normal = wide * lax.rsqrt(mean_square + config.epsilon)
-    else:
-        difference, _, variance = statistics(owner, wide, over, ())
-        normal = scale_to_unit(difference, variance, over, config.epsilon, wide.dtype)
+    centred = not isinstance(config, RmsNormConfig)
+    normal = standardized(owner, wide, over, config.epsilon, centred)
     return _affine(owner, params, normal.reshape(x.shape), own, x)
 
 
@@ -135,7 +130,7 @@ def _wide(owner: str, x: jax.Array) -> jax.Array:
     """Return x in float32 or better."""
     arguments.require_castable(owner, x, jnp.float32)
     arguments.require_real(owner, x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x.dtype))
 
 
 def _affine(
@@ -196,7 +191,7 @@ def layer_norm(
     rng: Key, x: Shaped, *,
     axis: NormalizedAxis = -1, epsilon: Epsilon = 1e-05, use_scale: bool = True,
     use_bias: bool = True, scaler_initializer: Initializer = jax.nn.initializers.ones,
-    bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
+    bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: RealDType = jnp.float32,
 ) -> NormParams:
     """Layer normalisation: y = (x - E[x]) / sqrt(Var[x] + epsilon) * scale + bias.
 
@@ -215,6 +210,9 @@ def layer_norm(
         TypeError: an argument is of the wrong type, or x is not real and floating.
         ValueError: `axis` is an unknown string or outside x, or x does not fit the parameters.
 
+    Warns:
+        UserWarning: E and Var are taken over a single element, so that y is 0 whatever x is.
+
     Source: Ba et al., "Layer normalization", 2016.
 
     >>> import jax, jax.numpy as jnp, mlax
@@ -224,6 +222,7 @@ def layer_norm(
     """
     arguments.require_array("layer_norm", x)
     axes = arguments.normalized_axes("layer_norm", axis, len(x.shape))
+    warn_of_one_element("layer_norm", elements(x, axes), "choose longer axes")
     scale, bias = use_scale and scaler_initializer, use_bias and bias_initializer
     return _init_params("layer_norm", rng, x, axes, scale, bias, dtype)
 
@@ -232,7 +231,7 @@ def layer_norm(
 def rms_norm(
     rng: Key, x: Shaped, *,
     axis: NormalizedAxis = -1, epsilon: Epsilon = 1e-06, use_scale: bool = True,
-    scaler_initializer: Initializer = jax.nn.initializers.ones, dtype: DType = jnp.float32,
+    scaler_initializer: Initializer = jax.nn.initializers.ones, dtype: RealDType = jnp.float32,
 ) -> NormParams:
     """Root mean square normalisation: y = x / sqrt(E[x^2] + epsilon) * scale.
 
@@ -260,7 +259,7 @@ def group_norm(
     epsilon: Epsilon = 1e-05, use_scale: bool = True, use_bias: bool = True,
     data_format: DataFormat = "channel_last",
     scaler_initializer: Initializer = jax.nn.initializers.ones,
-    bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
+    bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: RealDType = jnp.float32,
 ) -> NormParams:
     """Group normalisation: y = (x - E[x]) / sqrt(Var[x] + epsilon) * scale + bias.
 
@@ -276,6 +275,9 @@ def group_norm(
         TypeError: an argument is of the wrong type, or x is not real and floating.
         ValueError: `groups` does not divide the channels, or x does not fit the parameters.
 
+    Warns:
+        UserWarning: E and Var are taken over a single element, as in `mlax.layer_norm`.
+
     Source: Wu and He, "Group normalization", 2018.
 
     >>> import jax, jax.numpy as jnp, mlax
@@ -283,8 +285,9 @@ def group_norm(
     >>> mlax.group_norm.apply(params, state, jnp.array([1.0, 3.0, 5.0, 9.0]))[0].round(3)
     Array([-1.,  1., -1.,  1.], dtype=float32)
     """
-    channel, _ = _channel_and_others("group_norm", data_format, x)
-    _group_size(x.shape[channel], groups)
+    channel, others = _channel_and_others("group_norm", data_format, x)
+    size = _group_size(x.shape[channel], groups)
+    warn_of_one_element("group_norm", elements(x, others) * size, "choose larger groups")
     scale, bias = use_scale and scaler_initializer, use_bias and bias_initializer
     return _init_params("group_norm", rng, x, (channel,), scale, bias, dtype)
 
@@ -295,7 +298,7 @@ def instance_norm(
     epsilon: Epsilon = 1e-05, use_scale: bool = True, use_bias: bool = True,
     data_format: DataFormat = "channel_last",
     scaler_initializer: Initializer = jax.nn.initializers.ones,
-    bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
+    bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: RealDType = jnp.float32,
 ) -> NormParams:
     """Instance normalisation: y = (x - E[x]) / sqrt(Var[x] + epsilon) * scale + bias.
 
@@ -310,6 +313,9 @@ def instance_norm(
         TypeError: an argument is of the wrong type, or x is not real and floating.
         ValueError: x has no spatial axis, or does not fit the parameters.
 
+    Warns:
+        UserWarning: E and Var are taken over a single element, as in `mlax.layer_norm`.
+
     Source: Ulyanov et al., "Instance normalization", 2016.
 
     >>> import jax, jax.numpy as jnp, mlax
@@ -320,7 +326,8 @@ def instance_norm(
            [ 1., -1.]], dtype=float32)
     """
     arguments.require_rank("instance_norm", x, 2)
-    channel, _ = _channel_and_others("instance_norm", data_format, x)
+    channel, others = _channel_and_others("instance_norm", data_format, x)
+    warn_of_one_element("instance_norm", elements(x, others), "pass x with larger spatial axes")
     scale, bias = use_scale and scaler_initializer, use_bias and bias_initializer
     return _init_params("instance_norm", rng, x, (channel,), scale, bias, dtype)
 
@@ -364,7 +371,7 @@ def batch_norm(
     epsilon: Epsilon = 1e-05, momentum: Momentum = 0.9, use_scale: bool = True,
     use_bias: bool = True, data_format: DataFormat = "channel_last",
     scaler_initializer: Initializer = jax.nn.initializers.ones,
-    bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
+    bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: RealDType = jnp.float32,
 ) -> tuple[NormParams, State[ZNormVariables, BatchNormConfig]]:
     """Batch normalisation: y = (x - E[x]) / sqrt(Var[x] + epsilon) * scale + bias.
 
@@ -387,6 +394,9 @@ def batch_norm(
         ValueError: an argument is out of its range, or x does not fit the parameters.
         NameError: no axis named `batch_axis_name` is bound.
 
+    Warns:
+        UserWarning: E and Var are taken over a single element in training, as in `mlax.z_norm`.
+
     Source: Ioffe and Szegedy, "Batch normalization", 2015.
 
     >>> import jax, jax.numpy as jnp, mlax
@@ -400,7 +410,7 @@ def batch_norm(
     channel, others = _channel_and_others("batch_norm", data_format, x)
     scale, bias = use_scale and scaler_initializer, use_bias and bias_initializer
     params = _init_params("batch_norm", rng, x, (channel,), scale, bias, dtype)
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = wide_dtype(dtype)
     _, statistics = z_norm.init(rng, x, others, epsilon, momentum, dtype=wide)
     config = BatchNormConfig(epsilon, momentum, use_scale, use_bias, data_format, len(x.shape))
     return params, State(statistics.variables, config)

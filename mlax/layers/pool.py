@@ -142,7 +142,7 @@ def sum_pool(
     input_dilation: Sizes | None = None, window_dilation: Sizes | None = None,
     data_format: DataFormat = "channel_last",
 ) -> tuple[()]:
-    """The sum of every window.
+    """The sum of every window, in at least 32 bits for integer x.
 
     Arguments, result and errors are the same as in `mlax.functional.sum_pool`.
 

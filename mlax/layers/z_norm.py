@@ -5,19 +5,32 @@
     y          the shape of x
 """
 
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from mlax import arguments
-from mlax.arguments import DType, Epsilon, Momentum, NormalizedAxis
-from mlax.errors import expected
+from mlax.arguments import Epsilon, Momentum, NormalizedAxis, Rule, read_dtype
+from mlax.errors import expected, message
 from mlax.functional import scale_to_unit
 from mlax.initializers import Initializer, initialize
 from mlax.layer import AxisName, Key, Shaped, State
 from mlax.pair import layer
-from mlax.statistics import statistics
+from mlax.statistics import statistics, wide_dtype
+
+
+def read_real_dtype(owner: str, name: str, value: Any) -> Any:
+    """Require a dtype for numbers of a normalisation: integers would cut them off."""
+    dtype = read_dtype(owner, name, value)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(message(owner, name, "a real floating dtype", dtype.name))
+    return dtype
+
+
+RealDType: TypeAlias = Annotated[DTypeLike, Rule(read_real_dtype)]
+"""A real floating dtype."""
 
 
 class ZNormVariables(NamedTuple):
@@ -54,7 +67,7 @@ def normalize(
         what = f"x to fit {statistics_of} when it is normalised over axes {axes}"
         raise ValueError(expected(owner, what, f"shape {x.shape}"))
     if inference_mode:
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        dtype = wide_dtype(x.dtype)
         mean, variance = (value.astype(dtype) for value in running)
         centred = x.astype(dtype) - jnp.expand_dims(mean, axes)
         return scale_to_unit(centred, variance, axes, epsilon, x.dtype), running
@@ -86,14 +99,15 @@ def apply(
 def z_norm(
     rng: Key, x: Shaped, axis: NormalizedAxis, epsilon: Epsilon = 1e-05, momentum: Momentum = 0.9,
     mean_initializer: Initializer = jax.nn.initializers.zeros,
-    variance_initializer: Initializer = jax.nn.initializers.ones, dtype: DType = jnp.float32,
+    variance_initializer: Initializer = jax.nn.initializers.ones, dtype: RealDType = jnp.float32,
 ) -> tuple[tuple[()], State[ZNormVariables, ZNormConfig]]:
     """Normalisation to mean 0 and variance 1: y = (x - E[x]) / sqrt(Var[x] + epsilon).
 
     In training, E and Var are taken over `axis` and the axes in `batch_axis_name`, and the
     running statistics become momentum * old + (1 - momentum) * new. In inference, the running
     statistics are used and left unchanged. Statistics are computed in float32 or better,
-    whatever the dtype of x; Var is the population variance.
+    whatever the dtype of x; Var is the population variance, which must fit into the dtype: where
+    it overflows, the running variance becomes infinite and y is 0.
 
     Args:
         axis: the axes normalised over, as in `mlax.functional.z_norm`.
@@ -101,11 +115,15 @@ def z_norm(
         momentum: decay of the running statistics, in [0, 1].
         mean_initializer: called with the shape of the running mean.
         variance_initializer: called with the shape of the running variance.
-        dtype: dtype of the running statistics.
+        dtype: floating dtype of the running statistics.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is complex.
         ValueError: `axis` is an unknown string or outside x, or x does not fit the statistics.
+
+    Warns:
+        UserWarning: in training, E and Var are taken over a single element, so that y is 0 whatever
+            x is: the batch was not mapped, or `batch_axis_name` not passed.
 
     Source: Ioffe and Szegedy, "Batch normalization", 2015.
 

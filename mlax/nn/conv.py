@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from mlax.arguments import Padding, Sizes, per_axis
@@ -21,6 +22,9 @@ class Conv(PairModule[jax.Array, jax.Array]):
 
     _pair = conv
     _params = ConvParams, ("conv_kernel",)
+
+    out_sharding: PartitionSpec | None = None
+    """Sharding of y over explicit mesh axes, to be set by hand: see `mlax.conv`."""
 
     def __init__(
         self, rng: Key, out_channels: int, filter_shape: Sizes,

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from mlax.initializers import Initializer, lecun_normal
@@ -24,6 +25,7 @@ class Dense(PairModule[jax.Array, jax.Array]):
         self, rng: Key, features: int, *,
         use_bias: bool = True, kernel_initializer: Initializer = lecun_normal,
         bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DTypeLike = jnp.float32,
+        out_sharding: PartitionSpec | None = None,
     ) -> None:
         """Hold the key and the hyperparameters of `mlax.dense`."""
         super().__init__()
@@ -33,6 +35,7 @@ class Dense(PairModule[jax.Array, jax.Array]):
         self.kernel_initializer = kernel_initializer
         self.bias_initializer = bias_initializer
         self.dtype = dtype
+        self.out_sharding = out_sharding
         self.kernel: Parameter = Parameter(trainable=True)
         self.bias: Parameter = Parameter(trainable=True)
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from mlax.initializers import Initializer, embedding_normal
@@ -16,6 +17,9 @@ class Embed(PairModule[jax.Array, jax.Array]):
 
     _pair = embed
     _params = EmbedParams, ("embed_kernel",)
+
+    out_sharding: PartitionSpec | None = None
+    """Sharding of y over explicit mesh axes, to be set by hand: see `mlax.embed`."""
 
     def __init__(
         self, rng: Key, vocab_size: int, embed_dim: int,

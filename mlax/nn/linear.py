@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from mlax.initializers import Initializer, lecun_normal
@@ -20,6 +21,9 @@ class Linear(PairModule[jax.Array, jax.Array]):
 
     _pair = linear
     _params = LinearParams, ("linear_kernel",)
+
+    out_sharding: PartitionSpec | None = None
+    """Sharding of y over explicit mesh axes, to be set by hand: see `mlax.linear`."""
 
     def __init__(
         self, rng: Key, out_features: int,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mlax import mesh
 from mlax.arguments import leading_length, require_pair
 from mlax.combinators import require_equal_shapes, shapes
 from mlax.combinators.recurrent import recurrent
@@ -79,6 +80,7 @@ class _Recurrent(OverPair[tuple[Any, Any], tuple[Any, Any]]):
             cell, h, y = step(jax.tree.unflatten(structure, leaves), h, *inputs)
             return (jax.tree.leaves(cell), h), y
 
+        leaves, h = mesh.settled(body, (leaves, h), inputs, length - len(first))
         (leaves, h), ys = lax.scan(
             body, (leaves, h), inputs, reverse=self.reverse, unroll=self.unroll
         )

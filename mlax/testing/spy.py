@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.extend.random import define_prng_impl, threefry_prng_impl
 
+from mlax import mesh
 from mlax.arguments import required_key
 from mlax.layer import AxisName, Key, State
 from mlax.pair import layer
@@ -66,7 +66,7 @@ def _noisy(leaf: Any, scale: jax.Array, key: Key | None, i: int, batch_axis_name
     if key is None:
         return scale * leaf
     key = jax.random.fold_in(jax.random.fold_in(key, 0), i)
-    centred = leaf - lax.pmean(leaf, batch_axis_name)
+    centred = leaf - mesh.batch_mean("spy", leaf, batch_axis_name)
     return scale * centred + jax.random.normal(key, leaf.shape, leaf.dtype)
 
 

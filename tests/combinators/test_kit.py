@@ -14,6 +14,9 @@ from mlax import Key, Layer
 from mlax.combinators import Child, init_only_child, transform
 from mlax.types import Size
 
+# The models normalise over a batch, and most tests run them on one example.
+pytestmark = pytest.mark.filterwarnings("ignore:z_norm. expected more than one element:UserWarning")
+
 KEY = jax.random.key(0)
 X = jnp.array([1.0, -2.0, 0.5])
 # Any: layers of all kinds side by side.

@@ -7,6 +7,7 @@ Functions and pairs that end up in a state are at the top level, so that they ca
 import copy
 import functools
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -433,6 +434,63 @@ def test_an_unbound_batch_axis_is_named_with_its_layer(model: AnyLayer, path: st
     assert jax.eval_shape(bound, jnp.stack([x, 2 * x])).shape[0] == 2
 
 
+def growing_init(rng: Key, x: Any) -> Any:
+    return (), {"steps": jnp.zeros(())}
+
+
+def growing_apply(
+    params: Any, state: Any, x: Any, rng: Key | None = None, inference_mode: bool = False,
+    batch_axis_name: AxisName = (),
+) -> Any:
+    return x, {"steps": state["steps"] + 1, "last": state["steps"]}
+
+
+def growing_state_init(rng: Key, x: Any) -> Any:
+    return (), mlax.State((), ())
+
+
+def growing_state_apply(
+    params: Any, state: Any, x: Any, rng: Key | None = None, inference_mode: bool = False,
+    batch_axis_name: AxisName = (),
+) -> Any:
+    return x, state.with_variables(jnp.zeros(()))
+
+
+GROWING: AnyLayer = Layer(growing_init, growing_apply)
+GROWING_STATE: AnyLayer = mlax.layer(growing_state_apply)(growing_state_init)()
+
+
+@pytest.mark.parametrize(
+    ("layer", "path"),
+    [
+        (mlax.series(linear=mlax.linear(3), body=GROWING), "series > body > growing_init"),
+        (mlax.series(mlax.series(GROWING_STATE)), "series[0] > series[0] > growing_state_init"),
+        (mlax.repeat(mlax.series(GROWING), 2), "repeat > series[0] > growing_init"),
+        (mlax.recurrent(mlax.series(GROWING)), "recurrent > series[0] > growing_init"),
+        (mlax.batched(GROWING), "batched > growing_init"),
+        (mlax.ensemble(GROWING, 2), "ensemble > growing_init"),
+    ],
+    ids=str,
+)
+def test_a_state_that_changes_its_structure_is_named(layer: AnyLayer, path: str) -> None:
+    x = jnp.ones((2, 3))
+    with pytest.raises(TypeError, match="^growing_.*init: expected the state that apply") as error:
+        params, state = layer.init(KEY, (x, x[0]) if "recurrent" in path else x)
+        layer.apply(params, state, (x, x[0]) if "recurrent" in path else x)
+    assert notes(error) == [f"in {path}"]
+
+
+def test_structures_of_a_state_are_spelled_out() -> None:
+    model = mlax.series(mlax.linear(3), GROWING)
+    with pytest.raises(TypeError) as error:
+        params, state = model.init(KEY, X)
+        model.apply(params, state, X)
+    assert str(error.value) == (
+        "growing_init: expected the state that apply returns to be of the structure {'steps': *}, "
+        "as its init made it, got {'last': *, 'steps': *}; initialise all that apply may set"
+    )
+
+
 # Names in profiles.
 
 
@@ -598,3 +656,26 @@ def test_the_state_is_one_node(name: str) -> None:
     _, state = made(name)
     assert isinstance(state, mlax.State)
     assert "State" not in str(jax.tree.structure(state.variables))
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda layer: mlax.series(layer, mlax.f(jnp.sin)),
+        lambda layer: mlax.ensemble(layer, 2),
+        lambda layer: mlax.repeat(layer, 2),
+        mlax.residual,
+        mlax.batched,
+    ],
+    ids=["series", "ensemble", "repeat", "residual", "batched"],
+)
+def test_an_error_that_init_finds_late_has_the_whole_path(
+    around: Any, request: pytest.FixtureRequest
+) -> None:
+    """The output of `remat` is only looked for when the combinator around it needs it."""
+    wrong = mlax.remat(mlax.f(lambda x: x @ jnp.ones((99, 2))))
+    with pytest.raises(TypeError, match="dot_general") as raised:
+        mlax.series(around(wrong), mlax.f(jnp.sin)).init(jax.random.key(0), jnp.ones((3, 3)))
+    (path,) = notes(raised)
+    name = request.node.callspec.id
+    assert re.fullmatch(rf"in series\[0\] > {name}(\[0\])? > remat > f", path)

@@ -1,5 +1,7 @@
 """Tests of `mlax.stochastic_depth`."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,3 +113,20 @@ def test_errors() -> None:
     _, state = integers.init(KEY, jnp.ones(4, jnp.int32))
     with pytest.raises(TypeError, match="stochastic_depth: expected the output to be of"):
         integers.apply((), state, jnp.ones(4, jnp.int32), KEY)
+
+
+def test_infinity_is_dropped() -> None:
+    x = jnp.array([jnp.inf, jnp.nan])
+    layer = stochastic_depth(mlax.f(jnp.negative), 0.5)
+    params, state = layer.init(KEY, x)
+    kept = {bool(jnp.isfinite(layer.apply(params, state, x, key)[0]).all()) for key in KEYS[:8]}
+    assert kept == {True, False}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_where_promotion_is_strict(dtype: Any) -> None:
+    x = normal(4).astype(dtype)
+    layer = stochastic_depth(mlax.linear(3), 0.3)
+    with jax.numpy_dtype_promotion("strict"):
+        params, state = layer.init(KEY, x)
+        assert layer.apply(params, state, x, KEY)[0].dtype == dtype

@@ -196,7 +196,8 @@ def counted_gain_apply(
     """Return gain * x, and count the calls in training."""
     require_params("counted_gain", params, GainParams, state.config)
     steps = state.variables
-    y = (params.gain + state.config.rate * steps).astype(x.dtype) * x
+    growth = state.config.rate * steps.astype(params.gain.dtype)
+    y = (params.gain + growth).astype(x.dtype) * x
     return y, State(steps if inference_mode else steps + 1, state.config)
 
 

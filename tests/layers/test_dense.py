@@ -110,3 +110,12 @@ def test_integers_with_a_floating_bias_raise() -> None:
     wrong = params._replace(bias=params.bias + 0.9)
     with pytest.raises(TypeError, match="^dense: expected x to be of a floating dtype"):
         dense.apply(wrong, state, x)
+
+
+def test_where_ranks_are_not_promoted() -> None:
+    x = normal(4, 3, 2)
+    with jax.numpy_rank_promotion("raise"):
+        params, state = dense.init(KEY, x, 5, bias_initializer=jax.random.normal)
+        y, _ = dense.apply(params, state, x)
+    assert params.bias is not None
+    np.testing.assert_allclose(y, x @ params.kernel + params.bias, rtol=1e-5, atol=1e-5)

@@ -130,3 +130,41 @@ def test_wrong_argument_raises(
 def test_initializer_that_returns_another_shape_raises() -> None:
     with pytest.raises(ValueError, match=r"^embed: .*embed_initializer .*\(5, 2\), got \(2, 5\)"):
         mlax.embed.init(KEY, INDEX, 5, 2, lambda key, shape, dtype: jnp.ones((2, 5)))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+def test_indices_of_more_than_32_bits_are_out_of_range(dtype: Any, x64: bool, convert: Any) -> None:
+    if convert is jnp.asarray and not x64:
+        return  # jax itself has cut them off
+    bounds = np.iinfo(dtype)
+    rows = [0, 4, 5, 2**31, 2**32, 2**32 + 1, 2**33 + 4, bounds.max, bounds.max - 4]
+    rows += [-1, -5, -6, -(2**31), -(2**32), -(2**32) + 1, bounds.min] if bounds.min else []
+    with jax.enable_x64(x64):
+        params, state = mlax.embed.init(KEY, INDEX, 5, 2, drawn)
+        y, _ = mlax.embed.apply(params, state, convert(np.array(rows, dtype)))
+    embedding = np.asarray(params.embedding)
+    expected = [embedding[i] if -5 <= i < 5 else np.full(2, np.nan, np.float32) for i in rows]
+    np.testing.assert_array_equal(y, np.array(expected), strict=True)
+
+
+def test_one_index_of_more_than_32_bits() -> None:
+    params, state = mlax.embed.init(KEY, INDEX, 5, 2, drawn)
+    far: Any = np.uint64(2**32)  # NumPy's numbers serve too
+    last: Any = np.int64(-1)
+    assert jnp.isnan(mlax.embed.apply(params, state, far)[0]).all()
+    y, _ = mlax.embed.apply(params, state, last)
+    np.testing.assert_array_equal(y, params.embedding[4])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill"), [(np.int8, -128), (np.int32, -(2**31)), (np.uint8, 255)]
+)
+def test_an_embedding_of_integers_is_filled_with_an_extreme(dtype: Any, fill: int) -> None:
+    table = jnp.arange(10).reshape(5, 2)
+    params, state = mlax.embed.init(KEY, INDEX, 5, 2, lambda key, shape, dtype: table, dtype)
+    x: Any = np.array([3, 5, 2**32 + 3, -6])
+    y, _ = mlax.embed.apply(params, state, x)
+    expected = np.array([[6, 7], *[[fill, fill]] * 3], dtype)
+    np.testing.assert_array_equal(y, expected, strict=True)

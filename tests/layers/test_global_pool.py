@@ -85,3 +85,42 @@ def test_errors() -> None:
     params, state = adaptive_avg_pool.init(KEY, normal(4, 4, 2), 2)
     with pytest.raises(ValueError, match=r"adaptive_avg_pool: expected x with 3 axes.*\(4, 2\)"):
         adaptive_avg_pool.apply(params, state, normal(4, 2))
+
+
+@pytest.mark.parametrize(("length", "count"), [(7, 3), (6, 3), (3, 5), (10, 4)])
+def test_infinity_and_nan_stay_in_their_windows(length: int, count: int) -> None:
+    layer: Any = adaptive_avg_pool(count)
+    for place in range(length):
+        x = normal(length, 2).at[place, 0].set(jnp.inf).at[place, 1].set(jnp.nan)
+        y, _ = layer.apply(*layer.init(KEY, x), x)
+        for i in range(count):
+            start, stop = math.floor(i * length / count), math.ceil((i + 1) * length / count)
+            wanted = np.asarray(x[start:stop]).mean(0)
+            np.testing.assert_allclose(y[i], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_cotangents_of_one_window_stay_in_it() -> None:
+    layer = adaptive_avg_pool(3)
+    x = normal(7, 1)
+    params, state = layer.init(KEY, x)
+    _, backward = jax.vjp(lambda x: layer.apply(params, state, x)[0], x)
+    (by_x,) = backward(jnp.array([[1.0], [jnp.inf], [1.0]]))  # windows 0:3, 2:5, 4:7
+    np.testing.assert_allclose(
+        by_x.ravel(), [1 / 3, 1 / 3, np.inf, np.inf, np.inf, 1 / 3, 1 / 3], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("layer", [global_avg_pool(), adaptive_avg_pool(1)], ids=repr)
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16])
+def test_means_of_short_integers_do_not_wrap(layer: Any, dtype: Any) -> None:
+    x = np.full((5, 1), np.iinfo(dtype).max, dtype)
+    y, _ = layer.apply(*layer.init(KEY, x), x)
+    assert y.ravel().tolist() == [float(np.iinfo(dtype).max)]
+
+
+@pytest.mark.parametrize("layer", [global_avg_pool(), adaptive_avg_pool(2)], ids=repr)
+def test_half_precision_where_promotion_is_strict(layer: Any) -> None:
+    x = normal(5, 2).astype(jnp.bfloat16)
+    with jax.numpy_dtype_promotion("strict"):
+        y, _ = layer.apply(*layer.init(KEY, x), x)
+    assert y.dtype == jnp.bfloat16

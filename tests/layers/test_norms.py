@@ -74,7 +74,7 @@ def test_mean_and_variance(
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_group_norm(x_shape: tuple[int, ...], groups: int) -> None:
     if groups == 6 and len(x_shape) == 1:
-        return  # one element in a group has no variance, and its gradient is noise
+        return  # one element in a group has no variance
 
     def oracle(params: NormParams, x: jax.Array) -> jax.Array:
         size = 6 // groups
@@ -221,6 +221,69 @@ def test_a_mean_far_larger_than_the_spread(norm: Layer[Any, Any, Any, Any]) -> N
         centred = grouped - grouped.mean((0, 2), keepdims=True)
         wanted = centred / np.sqrt(grouped.var((0, 2), keepdims=True) + 1e-5)
         np.testing.assert_allclose(y, wanted.reshape(64, 4), 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("norm", [norm for norm in NORMS if "batch" not in repr(norm)], ids=repr)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("magnitude", [1e-25, 1e25])
+def test_numbers_whose_squares_leave_the_range(
+    norm: Layer[Any, Any, Any, Any], dtype: Any, magnitude: float
+) -> None:
+    x = jnp.asarray(magnitude * np.random.default_rng(0).normal(1, 1, (6, 4)), dtype)
+    params, state = norm.init(KEY, x)
+    exact = np.asarray(x, np.float64)
+    name, _, _ = repr(norm).partition("(")
+    if name == "rms_norm":
+        wanted = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-6)
+    else:
+        grouped = exact.reshape(6, 2, 2) if name == "group_norm" else exact[..., None]
+        axes = (1, 2) if name == "layer_norm" else (0, 2)
+        centred = grouped - grouped.mean(axes, keepdims=True)
+        wanted = (centred / np.sqrt(grouped.var(axes, keepdims=True) + 1e-5)).reshape(6, 4)
+    tolerance = 10 * float(jnp.finfo(dtype).eps)
+    y = np.asarray(norm.apply(params, state, x)[0], np.float64)
+    np.testing.assert_allclose(y, wanted, tolerance, tolerance * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (layer_norm(), (3, 1)),
+        (group_norm(2), (2,)),
+        (instance_norm(), (1, 3)),
+        (batch_norm(), (3,)),
+    ],
+    ids=repr,
+)
+def test_a_single_element_warns(norm: Layer[Any, Any, Any, Any], shape: tuple[int, ...]) -> None:
+    """It warns as soon as it can be known: when there is an x, or a batch."""
+    name, _, _ = repr(norm).partition("(")
+    layers = mlax.series(mlax.f(jnp.sin), norm)
+    with pytest.warns(UserWarning, match=f"^{name}: expected more than one element") as warned:
+        params, state = layers.init(KEY, normal(*shape))
+        if name == "batch_norm":
+            layers.apply(params, state, normal(*shape))
+    assert [warning.filename for warning in warned] == [__file__]
+    layers.apply(params, state, normal(*shape), None, True)
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=repr)
+def test_half_precision_where_promotion_is_strict(norm: Layer[Any, Any, Any, Any]) -> None:
+    x = normal(4, 2).astype(jnp.bfloat16)
+    expected, _ = norm.apply(*norm.init(KEY, x), x)
+    with jax.numpy_dtype_promotion("strict"):
+        params, state = norm.init(KEY, x)
+        gradient = jax.grad(lambda x: norm.apply(params, state, x)[0].sum())(x)
+        y, _ = norm.apply(params, state, x)
+    np.testing.assert_array_equal(y, expected)
+    assert gradient.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64])
+def test_parameters_that_are_not_real_and_floating_raise(dtype: Any) -> None:
+    for pair in (batch_norm, layer_norm, rms_norm, group_norm, instance_norm):
+        with pytest.raises(TypeError, match=f"^{pair.__name__}: expected dtype to be a real flo"):
+            pair.bind(dtype=dtype, **({"groups": 2} if pair is group_norm else {}))
 
 
 def test_rms_norm_of_large_half_precision_numbers_and_of_zeros() -> None:

@@ -45,7 +45,6 @@ infer = jax.jit(lambda state, x: mlax.z_norm.apply((), state, x, None, True))
         (1, (1,)),
         ([0, -1], (0, 2)),
         ((2, 0), (0, 2)),
-        ((), ()),
         ("all", (0, 1, 2)),
         ("channel_last", (0, 1)),
         ("channel_first", (1, 2)),
@@ -261,6 +260,8 @@ def test_equal_hyperparameters_give_equal_structures() -> None:
         ({"mean_initializer": 0}, TypeError, "mean_initializer to be a function, got 0"),
         ({"variance_initializer": 1}, TypeError, "variance_initializer to be a function, got 1"),
         ({"dtype": "float99"}, TypeError, "dtype to be a dtype, got 'float99'"),
+        ({"dtype": jnp.int32}, TypeError, "dtype to be a real floating dtype, got int32"),
+        ({"dtype": "complex64"}, TypeError, "dtype to be a real floating dtype, got complex64"),
     ],
 )
 def test_wrong_argument_raises(
@@ -307,3 +308,32 @@ def test_no_element_raises() -> None:
     _, state = mlax.z_norm.init(KEY, jax.ShapeDtypeStruct((0, 3), jnp.float32), 0)
     with pytest.raises(ValueError, match=r"^z_norm: expected at least one element.*\(0, 3\)"):
         mlax.z_norm.apply((), state, jnp.ones((0, 3)))
+
+
+def test_a_forgotten_batch_axis_warns_in_training_alone() -> None:
+    model = mlax.series(mlax.linear(3), mlax.z_norm(()))
+    params, state = model.init(KEY, jnp.ones(2))  # finds output shapes, and knows no batch
+    model.apply(params, state, jnp.ones(2), None, True)
+    jitted = jax.jit(lambda x: model.apply(params, state, x)[0])
+    wanted = "^z_norm: expected more than one element to take statistics of, got one"
+    with pytest.warns(UserWarning, match=wanted) as warned:
+        np.testing.assert_array_equal(jitted(jnp.ones(2)), np.zeros(3))
+    assert [warning.filename for warning in warned] == [__file__]
+
+
+@pytest.mark.parametrize("repeated", [mlax.repeat(mlax.z_norm(()), 3), mlax.remat(mlax.z_norm(()))])
+def test_a_loop_warns_once(repeated: Any) -> None:
+    params, state = repeated.init(KEY, jnp.ones(2))
+    with pytest.warns(UserWarning) as warned:
+        jax.jit(jax.grad(lambda x: repeated.apply(params, state, x)[0].sum()))(jnp.ones(2))
+    assert len(warned) == 1
+
+
+def test_statistics_where_promotion_is_strict() -> None:
+    x = samples(4, 3).astype(jnp.bfloat16)
+    with jax.numpy_dtype_promotion("strict"):
+        params, state = mlax.z_norm.init(KEY, x, 0, dtype=jnp.bfloat16)
+        y, after = mlax.z_norm.apply(params, state, x)
+        z, _ = mlax.z_norm.apply(params, after, x, None, True)
+    np.testing.assert_allclose(exact(y), normalized(x, (0,)), rtol=1e-2, atol=1e-2)
+    assert z.dtype == jnp.bfloat16

@@ -32,7 +32,9 @@ def test_the_constructor_has_the_hyperparameters_of_the_pair(cls: Any) -> None:
         assert parameters.pop(0).name == "rng"
     of_pair = cls._pair.__signature__.parameters.values()
     assert [(p.name, p.kind, p.default) for p in parameters] == [
-        (p.name, p.kind, p.default) for p in of_pair
+        (p.name, p.kind, p.default)
+        for p in of_pair
+        if p.name != "out_sharding" or "out_sharding" not in vars(cls)  # set by hand
     ]
 
 

@@ -136,3 +136,30 @@ def test_a_subclass_may_override_forward_alone() -> None:
 
     y, _ = Counted(KEY)(X, None)
     np.testing.assert_allclose(y, scaled_to_unit(BATCH[0], 1) + 1, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "x"),
+    [
+        (nn.BatchNorm(KEY), jnp.ones(4)),
+        (nn.ZNorm(KEY, ()), jnp.ones(4)),
+        (nn.LayerNorm(KEY), jnp.ones((4, 1))),
+    ],
+    ids=lambda case: type(case).__name__,
+)
+def test_a_single_element_warns_at_the_line_of_the_user(module: Any, x: jax.Array) -> None:
+    with pytest.warns(UserWarning, match="_norm: expected more than one element") as warned:
+        module(x, None)
+    assert [warning.filename for warning in warned] == [__file__]
+
+
+def test_a_dtype_of_integers_raises() -> None:
+    with pytest.raises(TypeError, match="dtype to be a real floating dtype, got int32"):
+        nn.BatchNorm(KEY, dtype=jnp.int32)
+    with pytest.raises(TypeError, match="dtype to be a real floating dtype, got int32"):
+        nn.ZNorm(KEY, 0, dtype=jnp.int32)
+
+
+def test_numbers_whose_squares_overflow() -> None:
+    y, _ = nn.LayerNorm(KEY)(1e25 * X, None)
+    np.testing.assert_allclose(y, scaled_to_unit(BATCH[0], 1), rtol=1e-4, atol=1e-4)

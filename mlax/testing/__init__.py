@@ -1,9 +1,11 @@
 """The laws of a layer, as functions for layers of your own.
 
 `check_laws(layer, x)` checks them all; each is also a function of an `Example`. `spy()` is a layer
-to check combinators with.
+to check combinators with. `FEATURES` are checks that a layer works with what JAX offers: meshes,
+`jax.export`, strict modes.
 """
 
+from mlax.testing.citizenship import FEATURES
 from mlax.testing.laws import (
     LAWS, Example, check_batch_axis, check_copies, check_gradients, check_inference, check_keys,
     check_laws, check_paths, check_shapes, check_state, check_strangers, check_transformations,
@@ -11,6 +13,7 @@ from mlax.testing.laws import (
 from mlax.testing.spy import spy
 
 __all__ = [
+    "FEATURES",
     "LAWS",
     "Example",
     "check_batch_axis",

@@ -1,0 +1,1 @@
+"""Sweeps over dtypes, hyperparameters and compositions, against layers written out in NumPy."""

@@ -153,6 +153,20 @@ def _reshard(x: Any, mesh: Any, spec: tuple[Any, ...]) -> jax.Array:
     return moved
 
 
+def on_mesh_of(x: Any, tree: Any) -> Any:
+    """Return arrays on the explicit mesh of x, whole on each device if they lay on none.
+
+    JAX can't transpose a convolution otherwise, nor map a `jax.lax.switch`.
+    """
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(x)[:1]]
+    if not any(AxisType.Explicit in mesh.axis_types for mesh in meshes):
+        return tree
+    mesh = _mesh_of(jax.tree.leaves(x)[0])
+    return jax.tree.map(
+        lambda a: _reshard(a, mesh, ()) if jax.typeof(a).sharding.mesh.empty else a, tree
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Placement:
     """Where an array lies."""

@@ -289,19 +289,31 @@ def layer(
     (Array([3., 3.], dtype=float32), Array(1, dtype=int32))
     """
     needs_rng = _reads_rng(apply) if needs_rng is None else needs_rng
-    if needs_rng is not False:
-        apply = _with_key_of_shard(apply)
-    return lambda init: Pair(init, apply, config, needs_rng)
+
+    def decorate(init: Callable[Concatenate[Key, Any, H], tuple[P, S]]) -> Pair[H, P, S, X, Y]:
+        if needs_rng is False:
+            return Pair(init, apply, config, needs_rng)
+        own_key = _with_key_of_shard(init.__name__, apply, needs_rng is True)
+        return Pair(init, own_key, config, needs_rng)
+
+    return decorate
 
 
-def _with_key_of_shard(apply: ApplyWithRng[P, S, X, Y]) -> ApplyWithRng[P, S, X, Y]:
+def _with_key_of_shard(
+    owner: str, apply: ApplyWithRng[P, S, X, Y], is_needed: bool
+) -> ApplyWithRng[P, S, X, Y]:
+    """Return `apply` with a key of its own on each shard, which it must get in training."""
+
     @functools.wraps(apply)
     def with_key_of_shard(
         params: P, state: S, x: X, rng: Key | None = None, inference_mode: bool = False,
         batch_axis_name: AxisName = (),
     ) -> tuple[Y, S]:
-        key = None if rng is None else mesh.key_of_shard(rng, batch_axis_name)
-        return apply(params, state, x, key, inference_mode, batch_axis_name)
+        if rng is not None:
+            rng = mesh.key_of_shard(rng, batch_axis_name)
+        elif is_needed and not inference_mode:
+            arguments.required_key(owner, rng)
+        return apply(params, state, x, rng, inference_mode, batch_axis_name)
 
     return with_key_of_shard
 

@@ -143,6 +143,19 @@ def test_modules_have_out_sharding_as_an_attribute(explicit: None) -> None:
     np.testing.assert_allclose(y, x @ normal(4, 2), 1e-5, 1e-5)
 
 
+def test_parameters_may_lie_on_no_mesh(explicit: None) -> None:
+    layer = mlax.batched(mlax.series(mlax.conv(4, 3), mlax.flatten(), mlax.dense(2)))
+    x = normal(8, 5, 5, 2)
+    params, state = layer.init(KEY, x)
+
+    def gradient(x: Any) -> Any:
+        return jax.grad(lambda params: jnp.sum(layer.apply(params, state, x)[0] ** 2))(params)
+
+    got, expected = jax.jit(gradient)(put(x, "data")), gradient(x)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, 1e-4, 1e-4)
+
+
 # Loops
 
 

@@ -470,3 +470,20 @@ def test_states_with_equal_partials_have_equal_structures(name: str) -> None:
         assert hash(jax.tree.structure(same)) == hash(structure)
         assert same == first
     assert jax.tree.structure(other) != structure
+
+
+def test_a_layer_that_is_declared_to_need_a_key_asks_for_it() -> None:
+    def apply(
+        params: Any, state: Any, x: Any, rng: Any = None, inference_mode: bool = False,
+        batch_axis_name: Any = (),
+    ) -> Any:
+        return (x if inference_mode else x * jax.random.normal(rng, x.shape)), state
+
+    @mlax.layer(apply, needs_rng=True)
+    def noise(rng: Any, x: Any) -> Any:
+        return (), mlax.State((), ())
+
+    params, state = noise().init(jax.random.key(0), jnp.ones(2))
+    with pytest.raises(ValueError, match="noise: expected rng to be a PRNG key in training, got N"):
+        noise().apply(params, state, jnp.ones(2))
+    assert noise().apply(params, state, jnp.ones(2), None, True)[0].all()

@@ -77,6 +77,7 @@ def apply(
         raise ValueError(
             message("batched", "variables", wanted, "different ones", way_out)
         ) from error
+    _, y = mesh.sharded_together("batched", (x, y))
     return y, rejoined(variables, values)
 
 

@@ -64,6 +64,7 @@ class Switch(Transform[Any, State[Any, SwitchConfig], Any, Any]):
 def apply(call: Call, config: SwitchConfig, params: Any, variables: Any, x: Any) -> tuple[Any, Any]:
     """Return the output of the chosen layer: see `mlax.switch`."""
     index_fn, children = config
+    params, variables = mesh.on_mesh_of(x, (params, variables))
     each_params, each_variables = split("switch", children, params, variables)
     keys = apply_keys(call.rng, [child.needs_rng for child in children])
 

@@ -118,7 +118,8 @@ def apply(params: ConvParams, config: ConvConfig, x: jax.Array) -> jax.Array:
             config.precision,
         )
         run = with_gradient_by_taps(convolve, geometry)
-    y = run(jnp.expand_dims(x, 0), params.kernel.astype(x.dtype))
+    kernel: jax.Array = mesh.on_mesh_of(x, params.kernel).astype(x.dtype)
+    y = run(jnp.expand_dims(x, 0), kernel)
     arguments.require_output("conv", x, y)
     return jnp.squeeze(y, 0)
 
@@ -160,7 +161,8 @@ def conv(
         kernel_initializer: called with shape (spatial..., in_channels / feature_group_count,
             out_channels); the result is transposed to the layout of the kernel.
         dtype: dtype of the kernel. It is cast to the dtype of x when used.
-        out_sharding: sharding of y on a mesh with explicit axes, ignored elsewhere. None means
+        out_sharding: sharding of y, without a batch axis, on a mesh with explicit axes, ignored
+            elsewhere. None means
             the spatial axes as in x and the channels as in the kernel, which is ambiguous where
             both x and the kernel are sharded along in_channels.
 

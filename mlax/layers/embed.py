@@ -73,7 +73,8 @@ def embed(
         embed_dim: length of a row.
         embed_initializer: called with shape (vocab_size, embed_dim).
         dtype: dtype of the embedding and of y.
-        out_sharding: sharding of y on a mesh with explicit axes, ignored elsewhere. None means
+        out_sharding: sharding of y, without a batch axis, on a mesh with explicit axes, ignored
+            elsewhere. None means
             that of x, with the last axis as in the embedding.
 
     Raises:

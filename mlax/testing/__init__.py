@@ -2,7 +2,8 @@
 
 `check_laws(layer, x)` checks them all; each is also a function of an `Example`. `spy()` is a layer
 to check combinators with. `FEATURES` are checks that a layer works with what JAX offers: meshes,
-`jax.export`, strict modes.
+`jax.export`, strict modes; `FEATURES["explicit_mesh"](Example(layer, x))` raises what goes wrong,
+and a NotImplementedError where the feature does not apply to x.
 """
 
 from mlax.testing.citizenship import FEATURES

@@ -108,10 +108,12 @@ def _mesh(types: AxisType, features: int = 2) -> Any:
     return jax.make_mesh(shape, ("data", "model"), (types,) * 2, devices=devices)
 
 
-def _on_mesh(example: Example, mesh: Any, *axes: str) -> Any:
+def _on_mesh(example: Example, mesh: Any, *axes: str, place_made: bool = True) -> Any:
     batch = _batch(example)
     with jax.set_mesh(mesh):
-        made = jax.device_put(batch.made, NamedSharding(mesh, PartitionSpec()))
+        made = batch.made
+        if place_made:
+            made = jax.device_put(made, NamedSharding(mesh, PartitionSpec()))
         got = jax.jit(batch.step)(*made, _placed(batch.xs, mesh, *axes), batch.rng)
     batch.require_expected(got)
     return got
@@ -131,8 +133,11 @@ def _features_mesh(example: Example, types: AxisType) -> Any:
 
 @_feature
 def check_explicit_mesh(example: Example) -> None:
-    """A batch that is sharded over an axis of an explicit mesh, on which y then is too."""
-    y, _, _ = _on_mesh(example, _mesh(AxisType.Explicit), "data")
+    """A batch that is sharded over an axis of an explicit mesh, on which y then is too.
+
+    Params and state are as `init` made them, on no mesh.
+    """
+    y, _, _ = _on_mesh(example, _mesh(AxisType.Explicit), "data", place_made=False)
     for leaf in jax.tree.leaves(y):
         if leaf.sharding.spec[:1] != ("data",):
             raise AssertionError(f"expected y to be sharded as x, got {leaf.sharding.spec}")

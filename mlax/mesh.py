@@ -43,7 +43,8 @@ def mapped_mean(owner: str, value: jax.Array, names: Sequence[Hashable]) -> jax.
     """
     with reducing(owner):
         for name in names:
-            value = jnp.mean(lax.all_gather(value, name), 0)
+            # As the last axis, so that the sharding of the others, which JAX keeps, still fits.
+            value = jnp.mean(lax.all_gather(value, name, axis=value.ndim), -1)
     return value
 
 

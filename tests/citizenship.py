@@ -165,7 +165,7 @@ REASONS = [
     Reason("-", "x has one axis", "x has one axis"),
     Reason(
         "-",
-        "to fit parameters|, as the kernel has, in axis 0|one for each set of variables"
+        "to fit (parameters|running statistics)|, as the kernel has, in axis 0|one for each set of variables"
         "|incompatible shapes for broadcasting",
         "the parameters or variables have this axis",
     ),

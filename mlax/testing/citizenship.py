@@ -258,7 +258,14 @@ def check_symbolic_batch(example: Example) -> None:
 @_feature
 def check_symbolic_length(example: Example) -> None:
     """`jax.export` for any length of the leading axis, where that is none of the parameters'."""
-    long = [a.shape[0] for a in jax.tree.leaves(example.x) if a.ndim > 1]
+    x, made = example.x, example.made
+    if all(a.ndim < 2 for a in jax.tree.leaves(x)):
+        x = jax.tree.map(lambda a: np.stack([a] * 4), x)
+        try:
+            made = example.layer.init(example.init_rng, x)
+        except (TypeError, ValueError) as error:
+            raise NotImplementedError("x has one axis") from error
+    long = [a.shape[0] for a in jax.tree.leaves(x) if a.ndim > 1]
     if not long:
         raise NotImplementedError("x has one axis")
     (length,) = export.symbolic_shape("length")
@@ -267,8 +274,8 @@ def check_symbolic_length(example: Example) -> None:
         is_long = a.ndim > 1 and a.shape[0] == long[0]
         return jax.ShapeDtypeStruct((length, *a.shape[1:]) if is_long else a.shape, a.dtype)
 
-    shapes = jax.tree.map(shape, example.x)
-    _exported(example.layer.apply, shapes, example.made, example.x, example.key_in_training)
+    shapes = jax.tree.map(shape, x)
+    _exported(example.layer.apply, shapes, made, x, example.key_in_training)
 
 
 # Strict modes.

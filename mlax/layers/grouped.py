@@ -23,15 +23,23 @@ class Geometry(NamedTuple):
     """What a convolution does, apart from its sums."""
 
     specs: tuple[str, str, str]
+    """The axes of x, kernel and y, one letter for each."""
     groups: int
+    """Number of groups of channels."""
     strides: tuple[int, ...]
+    """Distance between windows."""
     padding: str | tuple[tuple[int, int], ...]
+    """Name of the padding, or its widths."""
     input_dilation: tuple[int, ...]
+    """Distance between neighbours of x."""
     filter_dilation: tuple[int, ...]
+    """Distance between neighbours of the kernel."""
     precision: lax.PrecisionLike
+    """Precision of the products."""
 
 
 Convolve: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+"""A function of x and the kernel."""
 
 
 def with_gradient_by_taps(convolve: Convolve, geometry: Geometry) -> Convolve:

@@ -131,7 +131,10 @@ def _normal_and_factor(
         value -= offset
     else:
         variance = jnp.mean(jnp.square(value), axes, keepdims=True)
-    factor = lax.rsqrt(variance + epsilon * scale * scale)
+    square = variance + epsilon * scale * scale
+    # Of equal numbers that are very large, all of it underflows, but not what it stands for.
+    of_epsilon = lax.rsqrt(jnp.asarray(epsilon, x.dtype)) / scale
+    factor = jnp.where(square > 0, lax.rsqrt(square), of_epsilon)
     return value * factor, factor * scale
 
 

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
+import mlax
 from mlax import AxisName
 from mlax.statistics import standardized, statistics, wide_dtype
 
@@ -359,3 +360,13 @@ def test_a_batch_of_one_example_warns() -> None:
     )
     with pytest.warns(UserWarning, match="^test: expected more than one .*; pass several examples"):
         one(jnp.ones((1, 3)))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e15, 1e25, 3e38])
+def test_equal_numbers_give_zeros_and_a_finite_gradient(size: float) -> None:
+    x = jnp.full(4, size)
+    layer = mlax.layer_norm()
+    params, state = layer.init(jax.random.key(0), x)
+    assert not layer.apply(params, state, x)[0].any()
+    gradient = jax.grad(lambda x: layer.apply(params, state, x)[0][0])(x)
+    np.testing.assert_allclose(gradient, np.array([0.75, -0.25, -0.25, -0.25]) / 1e-5**0.5, 1e-4)

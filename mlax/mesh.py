@@ -84,7 +84,8 @@ def reducing(owner: str) -> Iterator[None]:
 
 # Keys.
 
-_EXAMPLES_HAVE_KEYS: ContextVar[bool] = ContextVar("examples_have_keys", default=False)
+EXAMPLES_HAVE_KEYS: ContextVar[bool] = ContextVar("examples_have_keys", default=False)
+"""Whether each example of the whole batch has a key, as inside `mlax.batched`."""
 
 
 def key_of_shard(rng: Key, batch_axis_name: AxisName) -> Key:
@@ -92,26 +93,18 @@ def key_of_shard(rng: Key, batch_axis_name: AxisName) -> Key:
 
     Inside `mlax.batched`, it is `rng`: there every example of the whole batch has a key already.
     """
-    axes = shard_axes(batch_axis_name)
-    if not axes or _EXAMPLES_HAVE_KEYS.get():
-        return rng
-    return jax.random.fold_in(rng, lax.axis_index(axes))
+    axes = _axes_with_one_key(batch_axis_name)
+    return jax.random.fold_in(rng, lax.axis_index(axes)) if axes else rng
 
 
 def first_example(batch_axis_name: AxisName, size: Any) -> Any:
     """Return the index in the whole batch of the first of `size` examples of this shard."""
-    axes = shard_axes(batch_axis_name)
-    return 0 if not axes or _EXAMPLES_HAVE_KEYS.get() else size * lax.axis_index(axes)
+    axes = _axes_with_one_key(batch_axis_name)
+    return size * lax.axis_index(axes) if axes else 0
 
 
-@contextlib.contextmanager
-def examples_with_keys(batch_axis_name: AxisName) -> Iterator[None]:
-    """Make `key_of_shard` return the key itself: those of different shards differ already."""
-    token = _EXAMPLES_HAVE_KEYS.set(bool(shard_axes(batch_axis_name)) or _EXAMPLES_HAVE_KEYS.get())
-    try:
-        yield
-    finally:
-        _EXAMPLES_HAVE_KEYS.reset(token)
+def _axes_with_one_key(batch_axis_name: AxisName) -> tuple[Hashable, ...]:
+    return () if EXAMPLES_HAVE_KEYS.get() else shard_axes(batch_axis_name)
 
 
 # Where arrays lie.

@@ -15,6 +15,7 @@ from mlax.combinators import (
     Around, Call, Child, Made, has_path, init_only_child, rejoined, separated, shapes, stacked,
     transform,
 )
+from mlax.combinators.taps import setting
 from mlax.errors import message
 from mlax.layer import Key
 
@@ -67,7 +68,7 @@ def apply(
         axis_size=size,
     )
     try:
-        with mesh.examples_with_keys(outer):
+        with setting(mesh.EXAMPLES_HAVE_KEYS, True):
             y, variables, values = batch(x, variables, keys)
     except ValueError as error:
         if "out_axes" not in str(error) or has_path(error):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlax import arguments, mesh
+from mlax import mesh
 from mlax.layer import AxisName, Key, State
 from mlax.pair import layer
 
@@ -86,8 +86,6 @@ def apply_rng(
     inference_mode: bool = False, batch_axis_name: AxisName = (),
 ) -> tuple[Any, State[tuple[()], FRngConfig]]:
     """Return the value of the function at x and rng: see `mlax.Apply` and `mlax.f_rng`."""
-    if not inference_mode:
-        arguments.required_key("f_rng", rng)
     return _call(state.config, inference_mode, batch_axis_name, x, rng), state
 
 

@@ -15,7 +15,7 @@ from jax import export, lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mlax.combinators.batched import batched
-from mlax.layer import Key, Layer
+from mlax.layer import Key
 from mlax.testing.laws import Example, Law, require_same
 
 FEATURES: dict[str, Law] = {}
@@ -37,7 +37,7 @@ class _Batch:
     """A layer on a batch of examples, as one training step without the optimizer."""
 
     def __init__(self, example: Example, x: Any = None) -> None:
-        self.layer = example.layer
+        self.example, self.layer = example, example.layer
         self.xs = _examples(example.x if x is None else x)
         self.rng = example.key_in_training
         self.batched = batched(self.layer, axis_name="examples")
@@ -49,8 +49,6 @@ class _Batch:
                 raise
             self.batched = batched(self.layer, axis_name="examples", state_axis=0)
             self.made = self.batched.init(example.init_rng, self.xs)
-        dtypes = {a.dtype for a in jax.tree.leaves((self.made, self.xs, self.expected))}
-        self.tolerance = 0.1 if jnp.dtype(jnp.bfloat16) in dtypes else 20 * example.tolerance
 
     def step(self, params: Any, state: Any, xs: Any, rng: Key | None, names: Any = ()) -> Any:
         """Return y, the next state and the gradients of a loss."""
@@ -67,6 +65,12 @@ class _Batch:
     def expected(self) -> Any:
         """What `step` returns on one device."""
         return jax.jit(self.step)(*self.made, self.xs, self.rng)
+
+    @property
+    def tolerance(self) -> float:
+        """How far apart results may be."""
+        dtypes = {a.dtype for a in jax.tree.leaves((self.made, self.xs, self.expected))}
+        return 0.1 if jnp.dtype(jnp.bfloat16) in dtypes else 20 * self.example.tolerance
 
     def require_expected(self, got: Any) -> None:
         """Require what one device returns, up to rounding."""
@@ -284,12 +288,12 @@ def check_symbolic_length(example: Example) -> None:
 def _strict(example: Example, dtype: Any) -> None:
     with jax.numpy_dtype_promotion("strict"):
         x = jax.tree.map(lambda a: a.astype(dtype) if a.dtype == np.float32 else a, example.x)
-        _trace_all(example.layer, example, x)
+        _trace_all(example, x)
 
 
-def _trace_all(layer: Layer[Any, Any, Any, Any], example: Example, x: Any) -> None:
+def _trace_all(example: Example, x: Any) -> None:
     """Trace `init`, `apply` in both modes and the gradients."""
-    made = layer.init(example.init_rng, x)
+    made = example.layer.init(example.init_rng, x)
     jax.eval_shape(example.in_both_modes, *made, x, example.key_in_training)
     batch = _Batch(example, x)
     jax.eval_shape(batch.step, *batch.made, batch.xs, batch.rng)
@@ -311,7 +315,7 @@ def check_strict_bfloat16(example: Example) -> None:
 def check_rank_promotion(example: Example) -> None:
     """No implicit promotion of ranks."""
     with jax.numpy_rank_promotion("raise"):
-        _trace_all(example.layer, example, example.x)
+        _trace_all(example, example.x)
 
 
 @_feature

@@ -31,6 +31,7 @@ from mlax.combinators.child import kind_of
 from mlax.combinators.series import series
 from mlax.combinators.taps import setting
 from mlax.layer import Key, State
+from mlax.mesh import names_of
 from mlax.statistics import WARNS
 from mlax.testing.spy import keys_used, recorded_calls
 
@@ -437,8 +438,8 @@ def check_batch_axis(example: Example) -> None:
             ) from error
         for call in calls:
             axes = call.batch_axis_name
-            names = axes if isinstance(axes, tuple) else (axes,)
-            _require(_AXIS in names, "batch_axis_name to reach every layer inside", repr(axes))
+            reached = _AXIS in names_of(axes)
+            _require(reached, "batch_axis_name to reach every layer inside", repr(axes))
 
 
 _AXIS = "batch_of_check_laws"

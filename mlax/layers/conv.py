@@ -23,7 +23,7 @@ from mlax.arguments import (
 from mlax.errors import expected, message
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
-from mlax.layers.grouped import Convolve, Geometry, with_gradient_by_taps
+from mlax.layers.grouped import Convolve, Geometry, with_derivative_by_taps
 from mlax.pair import stateless
 
 
@@ -117,7 +117,7 @@ def apply(params: ConvParams, config: ConvConfig, x: jax.Array) -> jax.Array:
             _padding(config.padding, input_dilation), input_dilation, filter_dilation,
             config.precision,
         )
-        run = with_gradient_by_taps(convolve, geometry)
+        run = with_derivative_by_taps(convolve, geometry)
     kernel: jax.Array = mesh.on_mesh_of(x, params.kernel).astype(x.dtype)
     y = run(jnp.expand_dims(x, 0), kernel)
     arguments.require_output("conv", x, y)

@@ -457,6 +457,18 @@ def array(owner: str, x: jax.Array, name: str = "x") -> jax.Array:
     return jnp.asarray(x)
 
 
+def saturated(x: Any) -> Any:
+    """Return NumPy integers in JAX's dtype; a number that it can't hold becomes the nearest one.
+
+    JAX itself would cut off the upper bits, and so make another index of it.
+    """
+    if not isinstance(x, np.ndarray | np.generic) or not jnp.issubdtype(x.dtype, np.integer):
+        return x
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    limits = np.iinfo(dtype)
+    return x if dtype == x.dtype else x.clip(limits.min, limits.max).astype(dtype)
+
+
 def require_rank(owner: str, x: Shaped, at_least: int) -> None:
     """Require x to have at least `at_least` axes."""
     require_array(owner, x)

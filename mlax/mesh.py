@@ -263,6 +263,17 @@ def output_sharding(out_sharding: PartitionSpec | None) -> PartitionSpec | None:
     return out_sharding if AxisType.Explicit in mesh.axis_types else None
 
 
+def explain(owner: str, error: Exception) -> None:
+    """Note which layer JAX's error about where arrays lie came out of, and the way out."""
+    is_type = type(error).__name__ in ("ShardingTypeError", "DuplicateSpecError")
+    if not is_type and not ("found in mesh" in str(error) or "Sharding spec" in str(error)):
+        return
+    way_out = "move x or the parameters with jax.sharding.reshard, or change out_sharding"
+    if not any(way_out in note for note in getattr(error, "__notes__", [])):
+        what = "arrays that lie on the mesh as JAX can use them here"
+        error.add_note(expected(owner, what, "those above", way_out))
+
+
 def may_be_sharded() -> bool:
     """Return whether the compiler may split operations over devices: not inside `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -20,7 +20,7 @@ from typing import overload
 
 import jax
 
-from mlax import arguments, mesh
+from mlax import arguments, mesh, taps
 from mlax.arguments import ANOTHER_MODEL
 from mlax.equality import equal, hash_of, source
 from mlax.errors import expected, message
@@ -212,13 +212,26 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
             inference_mode: bool = False, batch_axis_name: AxisName = (),
         ) -> tuple[Y_co, S]:
             self.require_call(params, state, x, rng, inference_mode, batch_axis_name)
-            return apply(params, state, x, rng, bool(inference_mode), batch_axis_name)
+            return self.run(params, state, x, rng, bool(inference_mode), batch_axis_name)
 
         checked.__name__, checked.__qualname__ = "apply", f"{self.__qualname__}.apply"
         checked.__module__, checked.__doc__ = self.__module__, apply.__doc__
         if isinstance(self._needs_rng, bool):
             setattr(checked, "needs_rng", self._needs_rng)
         return checked
+
+    def run(self, params: P, state: S, x: X_contra, *call: Any) -> tuple[Y_co, S]:
+        """Return `(y, state)`, with the state as it was but for its values."""
+        try:
+            y, after = self.unchecked_apply(params, state, x, *call)
+        except Exception as error:
+            mesh.explain(self.__name__, error)
+            raise
+        if isinstance(state, State) and isinstance(after, State):
+            require_like(self.__name__, state.variables, after.variables)
+        else:
+            require_like(self.__name__, state, after)
+        return y, after
 
     def require_call(
         self, params: Any, state: Any, x: Any, rng: Any, inference_mode: Any, batch_axis_name: Any
@@ -364,6 +377,8 @@ def stateless(
 def stateless(apply: Any, config: Any = None) -> Any:
     """Return a decorator that turns `init(rng, x, **hparams) -> params` and `apply` into a `Pair`.
 
+    For a layer with state, or one that draws numbers, use `mlax.layer`.
+
     Args:
         apply: `apply(params, config, x) -> y`.
         config: a named tuple type with a field for each hyperparameter that `apply` uses. A
@@ -503,7 +518,7 @@ class BoundApply(_Bound):
         """Return `(y, state)`: see `mlax.Apply`."""
         call = rng, inference_mode, batch_axis_name
         own = self.admitted(params, state, x, *call)
-        y, after = self.pair.unchecked_apply(params, own, x, *call)
+        y, after = self.pair.run(params, own, x, *call)
         if not isinstance(state, State):
             return y, after
         if after.config is not own.config:
@@ -583,6 +598,37 @@ def require_equal(owner: str, name: str, own: Any, kept: Any) -> None:
         if got == source(own):
             got += " with other code, defaults or values from outside"
         raise ValueError(message(owner, where, wanted, got, ANOTHER_STATE))
+
+
+def require_like(kind: str, before: Any, after: Any) -> None:
+    """Require variables of one structure, with the same shapes and dtypes, but for tapped values."""
+    if after is before:
+        return
+    leaves, structure = jax.tree.flatten(before)
+    leaves_after, structure_after = jax.tree.flatten(after)
+    if structure != structure_after:
+        nodes = jax.tree.leaves(after, is_leaf=lambda node: isinstance(node, taps.Tapped))
+        if any(isinstance(node, taps.Tapped) for node in nodes):
+            return
+        wanted = f"of the structure {_spelled(structure)}, as its init made it"
+        got, way_out = _spelled(structure_after), "initialise all that apply may set"
+    else:
+        pairs = zip(leaves, leaves_after, strict=True)
+        changed = [(old, new) for old, new in pairs if _type_of(old) not in (None, _type_of(new))]
+        if not changed:
+            return
+        old, new = changed[0]
+        wanted, got = f"{arguments.described(old)}, as its init made it", arguments.described(new)
+        way_out = "cast it in apply, or initialise it as it will be"
+    raise TypeError(message(kind, "the state that apply returns", wanted, got, way_out))
+
+
+def _type_of(leaf: Any) -> Any:
+    return (leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else None
+
+
+def _spelled(structure: Any) -> str:
+    return str(structure).removeprefix("PyTreeDef(").removesuffix(")")
 
 
 def require_params(owner: str, params: Any, wanted: Any, config: Any) -> None:

@@ -289,6 +289,39 @@ def test_two_mesh_axes_of_the_batch() -> None:
     np.testing.assert_array_equal(y, drawn(layer, x, KEY, ()))
 
 
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("layer", "x_spec", "kernel_spec"),
+    [
+        (mlax.linear(4, out_sharding=P("nope")), (), ()),
+        (mlax.embed(8, 4), ("model",), (None, "model")),
+        (mlax.max_pool(3), ("data",), ()),
+        (mlax.adaptive_avg_pool(2), ("data",), ()),
+        (mlax.flatten(), (None, None, "data"), ()),
+        (mlax.group_norm(2), (None, None, "data"), ()),
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or repr(value),
+)
+@pytest.mark.parametrize("wrap", [lambda layer: layer, mlax.series], ids=["bare", "in_series"])
+def test_errors_name_the_layer_that_can_not_use_arrays_where_they_lie(
+    explicit: None, layer: AnyLayer, x_spec: Any, kernel_spec: Any, wrap: Any
+) -> None:
+    is_embed = "embed" in repr(layer)
+    x = np.arange(8) if is_embed else normal(8, 8, 4)
+    model = wrap(layer)
+    with pytest.raises(Exception) as error:  # noqa: PT011 -- its class is private to JAX
+        params, state = model.init(KEY, x)
+        if kernel_spec:
+            params = jax.tree.map(lambda kernel: put(kernel, *kernel_spec), params)
+        model.apply(params, state, put(x, *x_spec))
+    name = repr(layer).partition("(")[0]
+    notes = [note for note in error.value.__notes__ if note.startswith(f"{name}: ")]
+    assert len(notes) == 1
+    assert "jax.sharding.reshard" in notes[0]
+
+
 # Gradients and means
 
 
@@ -328,6 +361,38 @@ def test_the_gradient_of_a_kernel_in_groups(
     else:
         got = jax.jit(gradient)(sharded)
     np.testing.assert_allclose(got, sum_of_single_gradients(), 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("x_spec", [("data",), ("data", None, None, "model"), ()], ids=str)
+@pytest.mark.parametrize("kernel_spec", [("model",), (None, None, None, "model")], ids=str)
+def test_the_gradients_of_a_sharded_kernel_in_groups(
+    explicit: None, x_spec: Any, kernel_spec: Any
+) -> None:
+    x = normal(8, 6, 6, 4)
+    layer = mlax.batched(mlax.conv(8, 3, 1, "SAME", feature_group_count=2, out_sharding=P()))
+    params, state = layer.init(KEY, x)
+
+    def loss(params: Any, x: Any) -> Any:
+        return jnp.sum(jnp.square(layer.apply(params, state, x)[0]))
+
+    gradients = jax.jit(jax.grad(loss, (0, 1)))
+    sharded = jax.tree.map(lambda kernel: put(kernel, *kernel_spec), params)
+    got = gradients(sharded, put(x, *x_spec))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(gradients(params, x)), strict=True):
+        np.testing.assert_allclose(a, b, 1e-4, 1e-4)
+
+
+def test_the_forward_derivative_of_a_kernel_in_groups() -> None:
+    x = normal(6, 6, 4)
+    layer = mlax.conv(4, 3, 2, "SAME", feature_group_count=2)
+    params, state = layer.init(KEY, x)
+
+    def f(x: Any, kernel: Any) -> Any:
+        return layer.apply(params._replace(kernel=kernel), state, x)[0]
+
+    forward, reverse = (jac(f, (0, 1))(x, params.kernel) for jac in (jax.jacfwd, jax.jacrev))
+    for a, b in zip(forward, reverse, strict=True):
+        np.testing.assert_allclose(a, b, 1e-5, 1e-5)
 
 
 @pytest.mark.parametrize("accum_dtype", [None, jnp.float32])

@@ -37,10 +37,10 @@ from mlax.combinators.child import (
     computing_in, copy_keys, has_path, init_child, init_copies, init_keys, init_only_child, joined,
     making_copies, packed, require_copies, require_equal_shapes, shapes, split, stacked,
 )
-from mlax.combinators.taps import rejoined, separated, tapping
 from mlax.combinators.wiring import (
     Around, Call, Combinator, Sublayer, Transform, Wired, WiredConfig, combinator, transform,
 )
+from mlax.taps import rejoined, separated, tapping
 
 __all__ = [
     "Around", "Call", "Child", "ChildKey", "Combinator", "Made", "Sublayer", "Transform", "Wired",

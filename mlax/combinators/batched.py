@@ -15,9 +15,9 @@ from mlax.combinators import (
     Around, Call, Child, Made, has_path, init_only_child, rejoined, separated, shapes, stacked,
     transform,
 )
-from mlax.combinators.taps import setting
 from mlax.errors import message
 from mlax.layer import Key
+from mlax.taps import setting
 
 
 class BatchedConfig(NamedTuple):

@@ -22,14 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from mlax import mesh, taps
 from mlax.arguments import ANOTHER_MODEL, AnyLayer, described
-from mlax.combinators import taps
-from mlax.combinators.taps import setting
 from mlax.equality import equal, source
 from mlax.errors import message
 from mlax.layer import AxisName, Key, State
-from mlax.pair import ANOTHER_STATE, BoundApply, bare
+from mlax.pair import ANOTHER_STATE, BoundApply, bare, require_like
 from mlax.statistics import WARNS
+from mlax.taps import setting
 
 ChildKey: TypeAlias = int | str | None
 
@@ -347,31 +347,17 @@ def apply_child(
             got = described(state)
             raise TypeError(message(kind, "the state that apply returns", "a State", got))
         after = _parts(state)[0]
-        _require_structure(kind, variables, after)
+        require_like(kind, variables, after)
     except Exception as error:
         if rng is None and not child.needs_rng and "a PRNG key in training, got None" in str(error):
             error.add_note(
                 f"{kind}: it is declared as a layer that needs no key; declare that it needs one "
                 "with mlax.Layer(init, apply, needs_rng=True)"
             )
+        mesh.explain(kind, error)
         add_path(error, owner, child.key, kind)
         raise
     return y, taps.recorded(child.key, y, after)
-
-
-def _require_structure(kind: str, before: Any, after: Any) -> None:
-    """Require variables of one structure, but for values that are tapped."""
-    if jax.tree.structure(before) == jax.tree.structure(after):
-        return
-    nodes = jax.tree.leaves(after, is_leaf=lambda node: isinstance(node, taps.Tapped))
-    if not any(isinstance(node, taps.Tapped) for node in nodes):
-        name, way_out = "the state that apply returns", "initialise all that apply may set"
-        wanted = f"of the structure {_spelled(before)}, as its init made it"
-        raise TypeError(message(kind, name, wanted, _spelled(after), way_out))
-
-
-def _spelled(tree: Any) -> str:
-    return str(jax.tree.structure(tree)).removeprefix("PyTreeDef(").removesuffix(")")
 
 
 def _pair_of(kind: str, function: str, spelled: str, result: Any) -> tuple[Any, Any]:

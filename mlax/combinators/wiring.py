@@ -19,18 +19,18 @@ from typing import (
 import jax
 from jax.extend.core import get_opaque_trace_state
 
-from mlax.arguments import AnyLayer, Rule, read_layer, require_key
+from mlax.arguments import AnyLayer, Rule, read_layer, require_key, saturated
 from mlax.combinators.child import (
     Child, ChildKey, Made, abstract_child, apply_child, apply_keys, collected, init_child,
     init_keys, joined, kind_of, one_tracing, output_shapes, placeholders, shapes, split,
 )
-from mlax.combinators.taps import rejoined, separated
 from mlax.equality import equal, source
 from mlax.errors import expected, message
 from mlax.layer import AxisName, Key, Layer, State
 from mlax.pair import (
     ANOTHER_STATE, BoundApply, HParams, PairBase, config_of, require_equal, require_input,
 )
+from mlax.taps import rejoined, separated
 
 P = TypeVar("P")
 S = TypeVar("S")
@@ -142,6 +142,7 @@ class Transform(Combinator[P, S, X_contra, Y_co]):
             batch_axis_name: AxisName = (),
         ) -> tuple[Any, Any]:
             call = Call(self.__name__, rng, inference_mode, batch_axis_name)
+            x = jax.tree.map(saturated, x)  # before a transformation of JAX sees it
             y, variables = apply(call, state.config, params, state.variables, x)
             return y, State(variables, state.config)
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 
 from mlax import arguments, mesh
@@ -48,12 +47,12 @@ def apply(params: EmbedParams, config: EmbedConfig, x: jax.Array) -> jax.Array:
 
 def _indices(x: Any, vocab_size: int) -> jax.Array:
     """Return x in a dtype that holds vocab_size; what is out of range stays out of range."""
-    if x.dtype.itemsize > 4:  # conversions, and those of `at`, would cut off the upper bits
-        lowest = max(-vocab_size - 1, int(jnp.iinfo(x.dtype).min))
-        numpy_or_jax: Any = np if isinstance(x, np.ndarray | np.generic) else jnp
-        x = numpy_or_jax.clip(x, lowest, vocab_size).astype(np.int64)
-    is_narrow = x.dtype != jnp.uint32 and vocab_size <= jnp.iinfo(jnp.int32).max
-    return jnp.asarray(x, jnp.int32 if is_narrow else None)
+    indices = jnp.asarray(arguments.saturated(x))
+    if indices.dtype.itemsize > 4:  # `at` would cut off the upper bits
+        lowest = max(-vocab_size - 1, int(jnp.iinfo(indices.dtype).min))
+        indices = jnp.clip(indices, lowest, vocab_size)
+    is_narrow = indices.dtype != jnp.uint32 and vocab_size <= jnp.iinfo(jnp.int32).max
+    return indices.astype(jnp.int32) if is_narrow else indices
 
 
 @stateless(apply, EmbedConfig)
@@ -66,7 +65,9 @@ def embed(
 
     (...) -> (..., embed_dim). Negative indices count from the end, as in NumPy; an index out
     of range gives a row of NaN, never the row of another index. (Without NaN in the dtype of the
-    embedding, the row is of its smallest integer, its largest if unsigned.)
+    embedding, the row is of its smallest integer, its largest if unsigned.) Without 64-bit
+    types, that holds for NumPy's int64 too, but not in arguments of a user's own `jax.jit` or
+    `jax.vmap`: JAX cuts them to 32 bits before any layer sees them.
 
     Args:
         vocab_size: number of rows.
@@ -74,8 +75,7 @@ def embed(
         embed_initializer: called with shape (vocab_size, embed_dim).
         dtype: dtype of the embedding and of y.
         out_sharding: sharding of y, without a batch axis, on a mesh with explicit axes, ignored
-            elsewhere. None means
-            that of x, with the last axis as in the embedding.
+            elsewhere. None means that of x, with the last axis as in the embedding.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not of an integer dtype.

@@ -108,7 +108,8 @@ def apply_adaptive_avg_pool(
     for axis, count in zip(axes, counts, strict=True):
         if not isinstance(x.shape[axis], int):
             what = "x with spatial axes of known lengths, which the windows depend on"
-            raise ValueError(expected("adaptive_avg_pool", what, f"shape {x.shape}"))
+            way_out = "export it for one length, or use mlax.global_avg_pool"
+            raise ValueError(expected("adaptive_avg_pool", what, f"shape {x.shape}", way_out))
         y = _window_means(y, axis, count)
     return y.astype(dtype)
 

@@ -29,10 +29,10 @@ from jax.tree_util import DictKey, GetAttrKey, SequenceKey, keystr
 from mlax.arguments import AnyLayer, read_layer
 from mlax.combinators.child import kind_of
 from mlax.combinators.series import series
-from mlax.combinators.taps import setting
 from mlax.layer import Key, State
 from mlax.mesh import names_of
 from mlax.statistics import WARNS
+from mlax.taps import setting
 from mlax.testing.spy import keys_used, recorded_calls
 
 Result: TypeAlias = tuple[Any, Any]

@@ -491,6 +491,35 @@ def test_structures_of_a_state_are_spelled_out() -> None:
     )
 
 
+@pytest.mark.parametrize("change", ["dtype", "shape"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda layer: layer, mlax.series, mlax.residual, mlax.remat, mlax.batched,
+        lambda layer: mlax.repeat(layer, 2), lambda layer: mlax.ensemble(layer, 2),
+        lambda layer: mlax.switch(lambda x: jnp.array(0), layer, layer),
+    ],
+    ids=["bare", "series", "residual", "remat", "batched", "repeat", "ensemble", "switch"],
+)
+def test_a_state_that_changes_its_types_is_named(wrap: Any, change: str) -> None:
+    def apply(
+        params: Any, state: Any, x: Any, rng: Any = None, inference_mode: bool = False,
+        batch_axis_name: Any = (),
+    ) -> Any:
+        steps = state.variables.astype(jnp.float16) if change == "dtype" else jnp.zeros((2, 2))
+        return x, mlax.State(steps, state.config)
+
+    @mlax.layer(apply)
+    def changing(rng: Any, x: Any) -> Any:
+        return (), mlax.State(jnp.zeros(2), ())
+
+    layer = wrap(changing())
+    got = r"\(2,\) and dtype float16" if change == "dtype" else r"\(2, 2\)"
+    text = rf"^changing: expected the state that apply returns to be .*\(2,\).*, got .*{got}"
+    with pytest.raises(TypeError, match=text):
+        layer.apply(*layer.init(KEY, X), X)
+
+
 # Names in profiles.
 
 

@@ -1,5 +1,6 @@
 """Tests of `mlax.embed` against NumPy."""
 
+import functools
 from typing import Any
 
 import jax
@@ -147,6 +148,23 @@ def test_indices_of_more_than_32_bits_are_out_of_range(dtype: Any, x64: bool, co
     embedding = np.asarray(params.embedding)
     expected = [embedding[i] if -5 <= i < 5 else np.full(2, np.nan, np.float32) for i in rows]
     np.testing.assert_array_equal(y, np.array(expected), strict=True)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        mlax.batched, functools.partial(mlax.ensemble, n=2), mlax.remat,
+        lambda embed: mlax.switch(lambda x: jnp.array(0), embed, embed),
+    ],
+    ids=["batched", "ensemble", "remat", "switch"],
+)
+def test_indices_of_more_than_32_bits_inside_of_transformations(around: Any) -> None:
+    layer = around(mlax.embed(5, 2))
+    x: Any = np.array([2**32 + 1, -(2**32) + 1, 1])
+    params, state = layer.init(KEY, x)
+    y = np.atleast_3d(layer.apply(params, state, x)[0]).reshape(-1, 3, 2)
+    assert np.isnan(y[:, :2]).all()
+    assert np.isfinite(y[:, 2]).all()
 
 
 def test_one_index_of_more_than_32_bits() -> None:

@@ -3,78 +3,86 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from mlax import functional, typed
-from mlax.arguments import Rule
-from mlax.combinators import Sublayer, combinator
-from mlax.combinators.batched import batched
-from mlax.combinators.block import block
-from mlax.combinators.branch import branch
-from mlax.combinators.cast import cast
-from mlax.combinators.composed import composed
-from mlax.combinators.frozen import frozen
-from mlax.combinators.join import add, concatenate, multiply
-from mlax.combinators.parallel import parallel
-from mlax.combinators.recurrent import recurrent
-from mlax.combinators.remat import remat
-from mlax.combinators.repeat import repeat
-from mlax.combinators.residual import residual
-from mlax.combinators.series import series
 from mlax.layer import Apply, AxisName, Init, Key, Layer, Shaped, State, needs_rng
-from mlax.layers.bias import bias
-from mlax.layers.conv import conv
-from mlax.layers.dense import dense
-from mlax.layers.dropout import dropout
-from mlax.layers.embed import embed
-from mlax.layers.f import f, f_rng
-from mlax.layers.linear import linear
-from mlax.layers.parameter import parameter
-from mlax.layers.pool import avg_pool, max_pool, pool, sum_pool
-from mlax.layers.scaler import scaler
-from mlax.layers.z_norm import z_norm
-from mlax.module import Module, Parameter
-from mlax.module import is_leaf_param, is_non_trainable_param, is_trainable_param
 from mlax.pair import Pair, layer, stateless
-from mlax.tree import combine, count, map_with_path, mask, nbytes, partition, paths
 
 if TYPE_CHECKING:
-    from mlax import nn, testing, types
+    from mlax import functional, nn, testing, typed, types
+    from mlax.arguments import Rule
     from mlax.blocks.conv import conv_transpose, depthwise_conv, separable_conv
     from mlax.bridge import as_layer, as_module
+    from mlax.combinators import Sublayer, combinator
+    from mlax.combinators.batched import batched
     from mlax.combinators.bidirectional import bidirectional
+    from mlax.combinators.block import block
+    from mlax.combinators.branch import branch
+    from mlax.combinators.cast import cast
+    from mlax.combinators.composed import composed
     from mlax.combinators.ensemble import ensemble
+    from mlax.combinators.frozen import frozen
+    from mlax.combinators.join import add, concatenate, multiply
+    from mlax.combinators.parallel import parallel
+    from mlax.combinators.recurrent import recurrent
+    from mlax.combinators.remat import remat
+    from mlax.combinators.repeat import repeat
+    from mlax.combinators.residual import residual
+    from mlax.combinators.series import series
     from mlax.combinators.stochastic_depth import stochastic_depth
     from mlax.combinators.switch import switch
     from mlax.combinators.tap import tap
+    from mlax.layers.bias import bias
     from mlax.layers.cells import gru_cell, lstm_cell, rnn_cell
+    from mlax.layers.conv import conv
+    from mlax.layers.dense import dense
+    from mlax.layers.dropout import dropout
+    from mlax.layers.embed import embed
+    from mlax.layers.f import f, f_rng
     from mlax.layers.global_pool import adaptive_avg_pool, flatten, global_avg_pool
+    from mlax.layers.linear import linear
     from mlax.layers.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+    from mlax.layers.parameter import parameter
+    from mlax.layers.pool import avg_pool, max_pool, pool, sum_pool
+    from mlax.layers.scaler import scaler
+    from mlax.layers.z_norm import z_norm
+    from mlax.module import Module, Parameter
+    from mlax.module import is_leaf_param, is_non_trainable_param, is_trainable_param
+    from mlax.tree import combine, count, map_with_path, mask, nbytes, partition, paths
 else:
-    # What `import mlax` leaves to the first use: it would take a third of the time.
+    # Imported at the first use, so that a program only waits for what it uses.
     _LATER = {
-        "mlax.nn": "nn",
-        "mlax.testing": "testing",
-        "mlax.types": "types",
+        "mlax.arguments": "Rule",
         "mlax.blocks.conv": "conv_transpose depthwise_conv separable_conv",
         "mlax.bridge": "as_layer as_module",
-        "mlax.combinators.bidirectional": "bidirectional",
-        "mlax.combinators.ensemble": "ensemble",
-        "mlax.combinators.stochastic_depth": "stochastic_depth",
-        "mlax.combinators.switch": "switch",
-        "mlax.combinators.tap": "tap",
+        "mlax.combinators": "Sublayer combinator",
+        "mlax.combinators.join": "add concatenate multiply",
         "mlax.layers.cells": "gru_cell lstm_cell rnn_cell",
+        "mlax.layers.f": "f f_rng",
         "mlax.layers.global_pool": "adaptive_avg_pool flatten global_avg_pool",
         "mlax.layers.norms": "batch_norm group_norm instance_norm layer_norm rms_norm",
+        "mlax.layers.pool": "avg_pool max_pool pool sum_pool",
+        "mlax.module": (
+            "Module Parameter is_leaf_param is_non_trainable_param is_trainable_param"
+        ),
+        "mlax.tree": "combine count map_with_path mask nbytes partition paths",
     }
+    _HOMES = {name: path for path, names in _LATER.items() for name in names.split()}
+    for _name in (
+        "batched bidirectional block branch cast composed ensemble frozen parallel recurrent remat "
+        "repeat residual series stochastic_depth switch tap"
+    ).split():
+        _HOMES[_name] = f"mlax.combinators.{_name}"
+    for _name in "bias conv dense dropout embed linear parameter scaler z_norm".split():
+        _HOMES[_name] = f"mlax.layers.{_name}"
 
     def __getattr__(name):
         """Return what is imported at its first use."""
-        for path, names in _LATER.items():
-            if name in names.split():
-                module = importlib.import_module(path)
-                value = module if path == f"mlax.{name}" else getattr(module, name)
-                globals()[name] = value
-                return value
-        raise AttributeError(f"module 'mlax' has no attribute {name!r}")
+        if name in ("functional", "nn", "testing", "typed", "types"):
+            return importlib.import_module(f"mlax.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'mlax' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
     def __dir__():
         """Return all names, also of what is not imported yet."""

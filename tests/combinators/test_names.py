@@ -555,10 +555,13 @@ def test_scopes_of_children_in_the_lowered_program(name: str) -> None:
 
 # The expression that makes a layer.
 
-NAMESPACE = {**vars(mlax), "bfloat16": jnp.bfloat16, "relu": jax.nn.relu, "twice": twice} | {
+NAMESPACE = {name: getattr(mlax, name) for name in mlax.__all__} | {
+    "bfloat16": jnp.bfloat16,
     "by_sign": by_sign,
     "dense": dense,
     "float32": jnp.float32,
+    "relu": jax.nn.relu,
+    "twice": twice,
 }
 
 

@@ -8,6 +8,7 @@ says where it lies: operations on arrays that lie differently are errors there.
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -36,23 +37,30 @@ def shard_axes(batch_axis_name: AxisName) -> tuple[Hashable, ...]:
     return tuple(name for name in names_of(batch_axis_name) if name in manual)
 
 
-def mapped_mean(owner: str, value: jax.Array, names: Sequence[Hashable]) -> jax.Array:
-    """Return the mean over axes of `jax.vmap`.
-
-    It is `jax.lax.pmean`, which fails if the mapped axis is sharded over explicit mesh axes.
-    """
+def mapped_mean(
+    owner: str, value: jax.Array, axes: tuple[int, ...], names: Sequence[Hashable]
+) -> jax.Array:
+    """Return the mean over axes of an array and over axes of `jax.vmap`."""
+    total = lax.reduce_sum(value, axes)
+    count: Any = math.prod(value.shape[axis] for axis in axes)
     with reducing(owner):
         for name in names:
-            # As the last axis, so that the sharding of the others, which JAX keeps, still fits.
-            value = jnp.mean(lax.all_gather(value, name, axis=value.ndim), -1)
-    return value
+            count *= lax.axis_size(name)
+            if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+                # `psum` fails if the mapped axis is sharded over explicit mesh axes. Gathered as
+                # the last axis, so that the sharding of the others, which JAX keeps, still fits.
+                total = jnp.sum(lax.all_gather(total, name, axis=total.ndim), -1)
+            else:
+                total = lax.psum(total, name)
+    mean: jax.Array = total / count
+    return mean
 
 
 def batch_mean(owner: str, value: jax.Array, batch_axis_name: AxisName) -> jax.Array:
     """Return the mean over the batch axes, of `jax.vmap` and of `jax.shard_map`."""
     axes = shard_axes(batch_axis_name)
     mapped = [name for name in names_of(batch_axis_name) if name not in axes]
-    mean: jax.Array = lax.pmean(mapped_mean(owner, value, mapped), axes)
+    mean: jax.Array = lax.pmean(mapped_mean(owner, value, (), mapped), axes)
     return mean
 
 

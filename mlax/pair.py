@@ -472,12 +472,6 @@ class BoundInit(_Bound):
         require_both(self.__name__, x)
         return self.pair.make(rng, x, self.hparams)
 
-    @property
-    def with_output(self) -> Callable[[Key, Any], Any] | None:
-        """`init` that also returns a function that finds the output shapes, if the pair has one."""
-        make: Any = getattr(self.pair, "make_with_output", None)
-        return make and functools.partial(make, hparams=self.hparams)
-
     def __repr__(self) -> str:
         """Return the call that makes the layer, on several lines if it does not fit on one."""
         passed = dict(self.hparams)

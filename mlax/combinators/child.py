@@ -27,7 +27,7 @@ from mlax.arguments import ANOTHER_MODEL, AnyLayer, described
 from mlax.equality import equal, source
 from mlax.errors import message
 from mlax.layer import AxisName, Key, State
-from mlax.pair import ANOTHER_STATE, BoundApply, bare, require_like
+from mlax.pair import ANOTHER_STATE, BoundApply, BoundInit, bare, require_like
 from mlax.statistics import WARNS
 from mlax.taps import setting
 
@@ -150,11 +150,12 @@ def init_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Key, x: Any) -> 
         return Made(params, variables, known.child._replace(key=key), known.output)
     output: Callable[[], Any] | None = None
     try:
-        with_output = getattr(layer.init, "with_output", None)
-        if with_output is None:
-            params, state = _pair_of(kind, "init", "(params, state)", layer.init(rng, x))
+        init: Any = layer.init
+        make = getattr(init.pair, "make_with_output", None) if isinstance(init, BoundInit) else None
+        if make is not None:
+            params, state, output = make(rng, x, init.hparams)
         else:
-            params, state, output = with_output(rng, x)
+            params, state = _pair_of(kind, "init", "(params, state)", init(rng, x))
         variables, config = _parts(state)
         hash(config)
     except Exception as error:
@@ -165,9 +166,23 @@ def init_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Key, x: Any) -> 
     child = Child(key, kind, apply, layer.needs_rng, config, *types)
     if output is None:
         return Made(
-            params, variables, child, lambda: output_shapes(owner, child, params, variables, x, rng)
+            params, variables, child,
+            lambda: _output_of_leaf(owner, layer, child, params, variables, x, rng),
         )
     return Made(params, variables, child, _with_path(output, owner, key, kind))
+
+
+def _output_of_leaf(
+    owner: str, layer: AnyLayer, child: Child, params: Any, variables: Any, x: Any, rng: Key
+) -> Any:
+    """Return the shapes of an output, which are found once for equal layers with equal inputs."""
+    tracing = _TRACING.get()
+    if tracing is None:
+        return output_shapes(owner, child, params, variables, x, rng)
+    signature = _signature(layer, x), _types((params, variables, rng))
+    if signature not in tracing.outputs:
+        tracing.outputs[signature] = output_shapes(owner, child, params, variables, x, rng)
+    return tracing.outputs[signature]
 
 
 def _with_path(
@@ -217,7 +232,17 @@ def making_copies() -> bool:
 
 def shapes(x: Any) -> Any:
     """Return a pytree with a `jax.ShapeDtypeStruct` for each array."""
+    leaves, structure = jax.tree.flatten(x)
+    if all(map(_is_plain, leaves)):
+        return jax.tree.unflatten(structure, leaves)
     return jax.eval_shape(lambda x: x, x)
+
+
+def _is_plain(leaf: Any) -> bool:
+    """Return whether JAX would return a shape as it is."""
+    if type(leaf) is not jax.ShapeDtypeStruct or leaf.sharding is not None:
+        return False
+    return bool(leaf.dtype == jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True))
 
 
 def output_shapes(owner: str, child: Child, params: Any, variables: Any, x: Any, rng: Key) -> Any:
@@ -255,8 +280,12 @@ def cast_floating(tree: Any, dtype: DTypeLike | None) -> Any:
 class _Tracing(NamedTuple):
     """The results of abstract evaluation in one run of `init`, so that each is found only once."""
 
-    known: dict[Any, Made]
+    known: dict[Hashable, Made]
+    """Children by layer and input."""
+    outputs: dict[Hashable, Any]
+    """Shapes of the outputs of layers that are no combinators, by layer, input, params, ..."""
     abstract: bool
+    """Whether a trace is under way that keeps only shapes."""
 
 
 _TRACING: ContextVar[_Tracing | None] = ContextVar("tracing", default=None)
@@ -264,7 +293,7 @@ _TRACING: ContextVar[_Tracing | None] = ContextVar("tracing", default=None)
 
 def one_tracing() -> contextlib.AbstractContextManager[None]:
     """Share the results of `abstract_child` until the outermost `init` ends."""
-    return setting(_TRACING, _TRACING.get() or _Tracing({}, False))
+    return setting(_TRACING, _TRACING.get() or _Tracing({}, {}, False))
 
 
 def abstract_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Any, x: Any) -> Made:
@@ -287,11 +316,43 @@ def abstract_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Any, x: Any)
     return known._replace(child=known.child._replace(key=key))
 
 
+def remembered(layer: AnyLayer, x: Any, made: Made, y: Any) -> Made:
+    """Return a child as shapes and dtypes; a trace that keeps only shapes finds it again."""
+    tracing = _TRACING.get()
+    assert tracing is not None, "remembered must be called within one_tracing"
+    params, variables, y = shapes((made.params, made.variables, y))
+    shaped = Made(params, variables, made.child, lambda: y)
+    tracing.known.setdefault(_signature(layer, x), shaped)
+    return shaped
+
+
+def is_traced(x: Any) -> bool:
+    """Return whether placeholders for x may join a trace that is under way and keeps only shapes.
+
+    That one trace serves all levels lets models be nested more deeply.
+    """
+    tracing = _TRACING.get()
+    if tracing is None or not tracing.abstract:
+        return False
+    return all(leaf.sharding is None for leaf in jax.tree.leaves(shapes(x)))
+
+
 def _signature(layer: AnyLayer, x: Any) -> Hashable:
-    leaves, structure = jax.tree.flatten(shapes(x))
     dtype = _COMPUTE_DTYPE.get()
-    described = tuple((a.shape, a.dtype, a.weak_type) for a in leaves)
-    return layer, structure, described, None if dtype is None else jnp.dtype(dtype)
+    return layer, _types(shapes(x)), None if dtype is None else jnp.dtype(dtype)
+
+
+def _types(tree: Any) -> Hashable:
+    """Return the structure of a tree and the types of its arrays."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(map(_type, leaves))
+
+
+def _type(leaf: Any) -> Hashable:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf.shape, leaf.dtype, leaf.weak_type, leaf.sharding
+    described: Hashable = jax.typeof(leaf)
+    return described
 
 
 def placeholders(tree: Any) -> Any:

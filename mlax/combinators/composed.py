@@ -15,7 +15,7 @@ from mlax.arguments import AnyLayer, read_layer
 from mlax.combinators import Child, apply_child, init_child
 from mlax.errors import message
 from mlax.layer import AxisName, Key, Layer, State
-from mlax.pair import BoundApply, Pair, config_of, require_equal
+from mlax.pair import BoundApply, HParams, Pair, config_of, require_equal
 
 H = ParamSpec("H")
 P = TypeVar("P")
@@ -57,9 +57,7 @@ class Composed(Pair[H, P, State[V, ComposedConfig], X, Y], Generic[H, P, V, X, Y
         name = function.__name__
 
         def init(rng: Key, x: Any, /, *args: Any, **kwargs: Any) -> Any:
-            layer = self._layer(x, *args, **kwargs)
-            params, variables, child, _ = init_child(name, None, layer, rng, x)
-            return params, State(variables, ComposedConfig(name, child, _ndims(x)))
+            return init_child(name, None, self._layer(x, *args, **kwargs), rng, x)
 
         signature = inspect.signature(function)
         rng = inspect.Parameter("rng", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Key)
@@ -71,6 +69,18 @@ class Composed(Pair[H, P, State[V, ComposedConfig], X, Y], Generic[H, P, V, X, Y
         init.__annotations__ = function.__annotations__
         self._function = function
         super().__init__(init, apply, ComposedConfig, needs_rng)
+
+    def make(self, rng: Key, x: Any, hparams: HParams) -> Any:
+        """Return `(params, state)`."""
+        return self.make_with_output(rng, x, hparams)[:2]
+
+    def make_with_output(
+        self, rng: Key, x: Any, hparams: HParams
+    ) -> tuple[Any, Any, Callable[[], Any]]:
+        """Return params, state, and a function that returns the shapes of the output."""
+        made: Any = super().make(rng, x, hparams)
+        config = ComposedConfig(self.__name__, made.child, _ndims(x))
+        return made.params, State(made.variables, config), made.output
 
     def _layer(self, x: Any, *args: Any, **kwargs: Any) -> AnyLayer:
         name = self.__name__

@@ -67,7 +67,9 @@ def _sum(around: Any, y: Any) -> Any:
             way_out = "choose the entry to add to with residual(layer, at=0)"
             raise TypeError(message("residual", "x", "an array", described(value), way_out))
     way_out = "pass residual(layer, shortcut) a shortcut with an output like that of the layer"
-    require_equal_shapes("residual", shapes(around), shapes(y), "the output of the layer", way_out)
+    if around.shape != y.shape or around.dtype != y.dtype:
+        what = "the output of the layer"
+        require_equal_shapes("residual", shapes(around), shapes(y), what, way_out)
     if isinstance(y, jax.ShapeDtypeStruct):
         return jax.eval_shape(jnp.add, around, y)
     return jnp.add(around, y)

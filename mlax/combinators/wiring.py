@@ -9,7 +9,6 @@ and paths are taken care of.
   on shapes if it only routes. The parameters are made afterwards, outside the trace.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterator
 from typing import (
@@ -22,7 +21,8 @@ from jax.extend.core import get_opaque_trace_state
 from mlax.arguments import AnyLayer, Rule, read_layer, require_key, saturated
 from mlax.combinators.child import (
     Child, ChildKey, Made, abstract_child, apply_child, apply_keys, collected, init_child,
-    init_keys, joined, kind_of, one_tracing, output_shapes, placeholders, shapes, split,
+    init_keys, is_traced, joined, kind_of, one_tracing, output_shapes, placeholders, remembered,
+    shapes, split,
 )
 from mlax.equality import equal, source
 from mlax.errors import expected, message
@@ -331,12 +331,15 @@ class _Initialised:
         self.count += 1
         if self.made is None:
             self.x = shapes(x)
-            make = abstract_child if self.traced else init_child
+            is_shape = isinstance(self.rng, jax.ShapeDtypeStruct)
+            make = abstract_child if is_shape else init_child
             self.made = make(self.owner, self.key, self.layer, self.rng, self.x)
             try:
                 y = self.made.output()
             except NameError as error:  # a mapped axis that is bound in `apply` but not in `init`
                 return _Unknown(error)
+            if self.traced:
+                self.made = remembered(self.layer, self.x, self.made, y)
         else:
             params, variables, child, _ = self.made
             y = output_shapes(self.owner, child, params, variables, x, self.rng)
@@ -427,7 +430,9 @@ class Wired(Combinator[P, S, X_contra, Y_co]):
         slots, layers = self._children(hparams)
         keys = init_keys(rng, len(layers))
         traced = not self._routes
-        rngs = [jax.eval_shape(lambda rng: rng, rng)] * len(keys) if traced else keys
+        joins = traced and is_traced(x)
+        shape_only = traced and not joins
+        rngs = [jax.eval_shape(lambda rng: rng, rng)] * len(keys) if shape_only else keys
         sublayers = {
             key: _Initialised(owner, key, layer, one, traced)
             for (key, layer), one in zip(layers.items(), rngs, strict=True)
@@ -436,12 +441,14 @@ class Wired(Combinator[P, S, X_contra, Y_co]):
         given = [(n, v) for n, v in hparams if n not in slots and not equal(v, defaults[n])]
         bound = self._arguments(given, slots, sublayers)
 
-        wire = functools.partial(self._wire, **bound.kwargs)
+        wire, args, named = self._wire, bound.args, bound.kwargs
         with one_tracing():
-            if traced:
-                y = jax.eval_shape(lambda x: wire(x, *bound.args), x)
+            if joins:
+                y = shapes(wire(placeholders(shapes(x)), *args, **named))
+            elif traced:
+                y = jax.eval_shape(lambda x: wire(x, *args, **named), x)
             else:
-                y = wire(shapes(x), *bound.args)
+                y = wire(shapes(x), *args, **named)
             for sublayer, child_rng in zip(sublayers.values(), keys, strict=True):
                 if sublayer.made is None:
                     what, got = "every sublayer to be called", f"no call of {sublayer.key}"

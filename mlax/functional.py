@@ -18,7 +18,8 @@ from mlax.arguments import Axes, NormalizedAxis, Padding, Sizes
 from mlax.errors import expected, message
 from mlax.layer import AxisName, Key
 from mlax.statistics import (
-    MAP_A_BATCH, elements, standardized, statistics, warn_of_one_element, wide_dtype,
+    MAP_A_BATCH, elements, require_statistics, standardized, statistics, warn_of_one_element,
+    wide_dtype,
 )
 
 # fmt: off
@@ -73,7 +74,8 @@ def dropout(x: jax.Array, rng: Key, rate: float, axis: Axes) -> jax.Array:
     keep = 1.0 - rate
     shape = tuple(length if i in axes else 1 for i, length in enumerate(x.shape))
     mask = jax.random.bernoulli(rng, keep, shape)
-    return jnp.where(mask, x, 0) / jnp.asarray(keep, x.dtype)
+    kept = lax.select(jnp.broadcast_to(mask, x.shape), x, lax.full_like(x, 0))
+    return kept / jnp.asarray(keep, x.dtype)
 
 
 def pool(
@@ -253,6 +255,7 @@ def z_norm(
         warn_of_one_element("z_norm", elements(x, axes), MAP_A_BATCH)
         y = standardized("z_norm", x, axes, epsilon)
         return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else y
+    require_statistics("z_norm", x, axes, batch_axis_name)
     centred, _, variance = statistics("z_norm", x, axes, batch_axis_name)
     return scale_to_unit(centred, variance, axes, epsilon, x.dtype)
 

@@ -27,6 +27,7 @@ from mlax.errors import expected, message
 from mlax.layer import Apply, ApplyWithRng, AxisName, Key, Layer, State
 from mlax.layer import P, P_co, S, S_co, X_contra, Y_co
 from mlax.layer import needs_rng as _reads_rng
+from mlax.tracing import traced_once
 
 __all__ = ["Pair", "PairBase", "layer", "stateless"]
 
@@ -340,13 +341,19 @@ class StatelessPair(Pair[H, P, State[tuple[()], Any], X_contra, Y_co]):
 
     def __init__(
         self, init: Callable[..., Any], compute: Callable[[Any, Any, Any], Y_co],
-        config: type[tuple[Any, ...]],
+        config: type[tuple[Any, ...]], is_traced_once: bool,
     ) -> None:
+        def run(params: Any, x: Any, *, config: Any) -> Y_co:
+            return compute(params, config, x)
+
+        if is_traced_once:
+            run = traced_once(run, init.__name__)
+
         def apply(
             params: P, state: State[tuple[()], Any], x: X_contra, rng: Key | None = None,
             inference_mode: bool = False, batch_axis_name: AxisName = (),
         ) -> tuple[Y_co, State[tuple[()], Any]]:
-            return compute(params, state.config, x), state
+            return run(params, x, config=state.config), state
 
         apply.__doc__ = compute.__doc__
         super().__init__(init, apply, config, False)
@@ -368,13 +375,13 @@ class StatelessPair(Pair[H, P, State[tuple[()], Any], X_contra, Y_co]):
 
 @overload
 def stateless(
-    apply: Callable[[P, C, X], Y], config: type[C]
+    apply: Callable[[P, C, X], Y], config: type[C], *, traced_once: bool = False
 ) -> Callable[[Callable[Concatenate[Key, Any, H], P]], Pair[H, P, State[tuple[()], C], X, Y]]: ...
 @overload
 def stateless(
-    apply: Callable[[P, Any, X], Y], config: None = None
+    apply: Callable[[P, Any, X], Y], config: None = None, *, traced_once: bool = False
 ) -> Callable[[Callable[Concatenate[Key, Any, H], P]], Pair[H, P, State[tuple[()], Any], X, Y]]: ...
-def stateless(apply: Any, config: Any = None) -> Any:
+def stateless(apply: Any, config: Any = None, *, traced_once: bool = False) -> Any:
     """Return a decorator that turns `init(rng, x, **hparams) -> params` and `apply` into a `Pair`.
 
     For a layer with state, or one that draws numbers, use `mlax.layer`.
@@ -384,6 +391,8 @@ def stateless(apply: Any, config: Any = None) -> Any:
         config: a named tuple type with a field for each hyperparameter that `apply` uses. A
             field `ndim` that is not a hyperparameter holds the number of axes that every x must
             have. None if `apply` uses no hyperparameters.
+        traced_once: whether equal layers whose x is of equal shapes share one trace, which makes
+            models of many layers quicker to compile. `apply` must read nothing but its arguments.
 
     If `init` is annotated to return a named tuple, `apply` only accepts params of that type. If
     the config has a field `use_NAME` that is False, the parameter NAME must be None.
@@ -402,7 +411,7 @@ def stateless(apply: Any, config: Any = None) -> Any:
     >>> apply(params, state, jnp.ones(2))[0]
     Array([8., 8.], dtype=float32)
     """
-    return lambda init: StatelessPair(init, apply, config or _NoConfig)
+    return lambda init: StatelessPair(init, apply, config or _NoConfig, traced_once)
 
 
 _MISSING = object()

@@ -56,20 +56,18 @@ class Statistics(NamedTuple):
     """Population variance, with the shape of the remaining axes."""
 
 
-def statistics(
+def require_statistics(
     owner: str, x: jax.Array, axes: tuple[int, ...], batch_axis_name: AxisName
-) -> Statistics:
-    """Return the statistics of `x` over `axes` and over the mapped axes `batch_axis_name`.
+) -> None:
+    """Require elements to take statistics of, and warn if there is but one.
 
     Raises:
         TypeError: `x` is complex.
-        ValueError: there are no elements to take statistics of.
+        ValueError: there are no elements.
+        NameError: an axis is not mapped.
     """
     _require_elements(owner, x, axes)
     names = mesh.names_of(batch_axis_name)
-    mesh_names = mesh.shard_axes(names)
-    vmap_names = tuple(name for name in names if name not in mesh_names)
-
     sizes = [_axis_size(owner, name) for name in names]
     if 0 in sizes:
         empty = f"the batch axis {names[sizes.index(0)]!r}"
@@ -77,6 +75,18 @@ def statistics(
         raise ValueError(expected(owner, what, "an empty batch"))
     way_out = "pass several examples" if names else MAP_A_BATCH
     warn_of_one_element(owner, elements(x, axes) * math.prod(sizes), way_out)
+
+
+def statistics(
+    owner: str, x: jax.Array, axes: tuple[int, ...], batch_axis_name: AxisName
+) -> Statistics:
+    """Return the statistics of `x` over `axes` and over the mapped axes `batch_axis_name`.
+
+    They must be allowed by `require_statistics`.
+    """
+    names = mesh.names_of(batch_axis_name)
+    mesh_names = mesh.shard_axes(names)
+    vmap_names = tuple(name for name in names if name not in mesh_names)
 
     def mean_of(value: jax.Array) -> jax.Array:
         return mesh.mapped_mean(owner, value, axes, vmap_names)
@@ -149,7 +159,7 @@ def _normal_and_factor(
     scale = _scale_to_squarable(lax.stop_gradient(x), lax.stop_gradient(epsilon), axes)
     value = x * scale
     if centred:
-        value -= lax.stop_gradient(jnp.mean(value, axes, keepdims=True))
+        value -= _rounded(jnp.mean(_sample(lax.stop_gradient(value), axes), axes, keepdims=True))
         offset = jnp.mean(value, axes, keepdims=True)
         variance = jnp.mean(jnp.square(value), axes, keepdims=True) - jnp.square(offset)
         value -= offset
@@ -158,7 +168,7 @@ def _normal_and_factor(
     square = variance + epsilon * scale * scale
     # Of equal numbers that are very large, all of it underflows, but not what it stands for.
     of_epsilon = lax.rsqrt(jnp.asarray(epsilon, x.dtype)) / scale
-    factor = jnp.where(square > 0, lax.rsqrt(square), of_epsilon)
+    factor = lax.select(square > 0, lax.rsqrt(square), of_epsilon)
     return value * factor, factor * scale
 
 
@@ -168,9 +178,11 @@ def _scale_to_squarable(x: jax.Array, epsilon: float, axes: tuple[int, ...]) -> 
     The square root of epsilon counts as an element, so that epsilon does not leave it either.
     """
     bits = int(jnp.finfo(x.dtype).maxexp)
-    most, scale, one = (np.asarray(2.0**n, x.dtype) for n in (3 * bits // 8, 5 * bits // 8, 0))
-    size = jnp.maximum(jnp.max(jnp.abs(x), axes, keepdims=True), epsilon**0.5)
-    return jnp.where(size > most, 1 / scale, jnp.where(size < 1 / most, scale, one))
+    most, scale = (2.0 ** (n * bits // 8) for n in (3, 5))
+    root = lax.sqrt(jnp.asarray(epsilon, x.dtype))
+    size = lax.max(jnp.max(lax.abs(x), axes, keepdims=True), root)
+    small_or_not = lax.select(size < 1 / most, lax.full_like(size, scale), lax.full_like(size, 1))
+    return lax.select(size > most, lax.full_like(size, 1 / scale), small_or_not)
 
 
 # The transpose takes one pass over the array less than that of the formulas above.

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 import mlax
 from mlax import AxisName
-from mlax.statistics import standardized, statistics, wide_dtype
+from mlax.statistics import require_statistics, standardized, statistics, wide_dtype
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Parts: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
@@ -23,6 +23,7 @@ Parts: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 
 def parts(x: jax.Array, axes: tuple[int, ...], names: AxisName = ()) -> Parts:
     """Return (centred, mean, variance) as a plain tuple."""
+    require_statistics("test", x, axes, names)
     centred, mean, variance = statistics("test", x, axes, names)
     return centred, mean, variance
 
@@ -241,7 +242,7 @@ def test_gradients(sharded: bool) -> None:
 
 def test_no_element_raises() -> None:
     with pytest.raises(ValueError, match=r"^test: expected at least one element.*got .*\(0, 3\)"):
-        statistics("test", jnp.ones((0, 3)), (0,), ())
+        require_statistics("test", jnp.ones((0, 3)), (0,), ())
 
 
 @pytest.mark.parametrize("names", ["batch", ("batch",)])
@@ -256,13 +257,13 @@ def test_an_empty_batch_raises(names: AxisName) -> None:
 
 def test_complex_numbers_raise() -> None:
     with pytest.raises(TypeError, match="^test: expected x to be of a real dtype, got complex64"):
-        statistics("test", jnp.ones(3, jnp.complex64), (0,), ())
+        require_statistics("test", jnp.ones(3, jnp.complex64), (0,), ())
 
 
 @pytest.mark.parametrize("name", ["nowhere", ("nowhere",)])
 def test_unknown_axis_name_raises(name: AxisName) -> None:
     with pytest.raises(NameError, match="nowhere"):
-        statistics("test", jnp.ones(3), (0,), name)
+        require_statistics("test", jnp.ones(3), (0,), name)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.int32, jnp.bool_])

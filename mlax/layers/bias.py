@@ -54,7 +54,7 @@ def apply(params: BiasParams, config: BiasConfig, x: jax.Array) -> jax.Array:
     return x + along_features("bias", params.bias, config.in_features, x)
 
 
-@stateless(apply, BiasConfig)
+@stateless(apply, BiasConfig, traced_once=True)
 def bias(
     rng: Key, x: Shaped, in_features: InFeatures,
     bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,

@@ -194,7 +194,7 @@ def apply_lstm_cell(
     return (y.astype(inputs.dtype), (y.astype(h.dtype), new_c.astype(c.dtype)))
 
 
-@stateless(apply_lstm_cell, LstmCellConfig)
+@stateless(apply_lstm_cell, LstmCellConfig, traced_once=True)
 def lstm_cell(
     rng: Key, x: tuple[Shaped, tuple[Shaped, Shaped]], features: Size, *,
     forget_bias: Number = 1.0, kernel_initializer: Initializer = lecun_normal,
@@ -258,7 +258,7 @@ def apply_gru_cell(
     return (y.astype(inputs.dtype), y.astype(h.dtype))
 
 
-@stateless(apply_gru_cell, GruCellConfig)
+@stateless(apply_gru_cell, GruCellConfig, traced_once=True)
 def gru_cell(
     rng: Key, x: tuple[Shaped, Shaped], features: Size, *,
     kernel_initializer: Initializer = lecun_normal,

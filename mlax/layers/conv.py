@@ -124,7 +124,7 @@ def apply(params: ConvParams, config: ConvConfig, x: jax.Array) -> jax.Array:
     return jnp.squeeze(y, 0)
 
 
-@stateless(apply, ConvConfig)
+@stateless(apply, ConvConfig, traced_once=True)
 def conv(
     rng: Key, x: Shaped, out_channels: Size, filter_shape: Sizes,
     strides: Sizes = 1, padding: Padding = "VALID",

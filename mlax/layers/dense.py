@@ -51,7 +51,7 @@ def apply(params: DenseParams, config: DenseConfig, x: jax.Array) -> jax.Array:
     return y + jnp.expand_dims(params.bias.astype(y.dtype), tuple(range(y.ndim - 1)))
 
 
-@stateless(apply, DenseConfig)
+@stateless(apply, DenseConfig, traced_once=True)
 def dense(
     rng: Key, x: Shaped, features: Size, *,
     use_bias: bool = True, kernel_initializer: Initializer = lecun_normal,

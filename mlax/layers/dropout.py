@@ -8,6 +8,7 @@ from mlax import arguments, functional
 from mlax.arguments import Axes, Rate
 from mlax.layer import AxisName, Key, Shaped, State
 from mlax.pair import layer
+from mlax.tracing import traced_once
 
 
 class DropoutConfig(NamedTuple):
@@ -29,7 +30,10 @@ def apply(
     if inference_mode:
         return x, state
     key = arguments.required_key("dropout", rng)
-    return functional.dropout(x, key, state.config.rate, state.config.axis), state
+    return _dropout(x, key, rate=state.config.rate, axis=state.config.axis), state
+
+
+_dropout = traced_once(functional.dropout, "dropout")
 
 
 @layer(apply, config=DropoutConfig, needs_rng=True)

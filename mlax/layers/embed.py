@@ -55,7 +55,7 @@ def _indices(x: Any, vocab_size: int) -> jax.Array:
     return indices.astype(jnp.int32) if is_narrow else indices
 
 
-@stateless(apply, EmbedConfig)
+@stateless(apply, EmbedConfig, traced_once=True)
 def embed(
     rng: Key, x: Shaped, vocab_size: Size, embed_dim: Size,
     embed_initializer: Initializer = embedding_normal, dtype: DType = jnp.float32,

@@ -13,18 +13,30 @@ import jax.numpy as jnp
 from mlax import mesh
 from mlax.layer import AxisName, Key, State
 from mlax.pair import layer
+from mlax.tracing import traced_once
 
 
 def _reduce_by_name(function: Any) -> str | tuple[Any, ...]:
     """Pickle a function of jax by its name; leave others to pickle."""
-    found: Any = sys.modules.get(function.__module__)
-    qualname: str = getattr(function, "__qualname__", function.__name__)
-    for name in qualname.split("."):
-        found = getattr(found, name, None)
-    if found is function and function.__module__.startswith("jax."):
-        return qualname
+    if is_of_jax(function):
+        return _qualname(function)
     reduced: str | tuple[Any, ...] = object.__reduce_ex__(function, 4)
     return reduced
+
+
+def is_of_jax(function: Any) -> bool:
+    """Return whether a function is found in a module of jax under its name."""
+    module = getattr(function, "__module__", None)
+    if not isinstance(module, str) or not module.startswith("jax."):
+        return False
+    found: Any = sys.modules.get(module)
+    for name in _qualname(function).split("."):
+        found = getattr(found, name, None)
+    return found is function
+
+
+def _qualname(function: Any) -> str:
+    return str(getattr(function, "__qualname__", getattr(function, "__name__", "")))
 
 
 # Without this, jax.nn.relu, jax.numpy.ravel and jax.numpy.add can't be pickled, nor can states of
@@ -123,10 +135,18 @@ def _call(
     function = config.train_fn
     if inference_mode and config.infer_fn is not None:
         function = config.infer_fn
-    if not _takes_axis_name(function):
-        return function(*args)
-    with mesh.reducing("f"):
-        return function(*args, axis_name=batch_axis_name)
+    if _takes_axis_name(function):
+        with mesh.reducing("f"):
+            return function(*args, axis_name=batch_axis_name)
+    return _of_jax(*args, function=function) if is_of_jax(function) else function(*args)
+
+
+def _function_of_jax(*args: Any, function: Callable[..., Any]) -> Any:
+    return function(*args)
+
+
+_of_jax = traced_once(_function_of_jax, "f")
+"""Calls a function of jax; others may read what changes."""
 
 
 def _takes_axis_name(function: Callable[..., Any]) -> bool:

@@ -61,7 +61,7 @@ def apply_global_avg_pool(
     return jnp.mean(x, axes, wide_dtype(dtype)).astype(dtype)
 
 
-@stateless(apply_global_avg_pool, GlobalAvgPoolConfig)
+@stateless(apply_global_avg_pool, GlobalAvgPoolConfig, traced_once=True)
 def global_avg_pool(rng: Key, x: Shaped, *, data_format: DataFormat = "channel_last") -> tuple[()]:
     """The mean of every channel over all spatial axes: (spatial..., channels) -> (channels,).
 
@@ -114,7 +114,7 @@ def apply_adaptive_avg_pool(
     return y.astype(dtype)
 
 
-@stateless(apply_adaptive_avg_pool, AdaptiveAvgPoolConfig)
+@stateless(apply_adaptive_avg_pool, AdaptiveAvgPoolConfig, traced_once=True)
 def adaptive_avg_pool(
     rng: Key, x: Shaped, output_shape: Sizes, *, data_format: DataFormat = "channel_last"
 ) -> tuple[()]:

@@ -64,7 +64,7 @@ def apply(params: LinearParams, config: LinearConfig, x: jax.Array) -> jax.Array
     )
 
 
-@stateless(apply, LinearConfig)
+@stateless(apply, LinearConfig, traced_once=True)
 def linear(
     rng: Key, x: Shaped, out_features: Size,
     precision: Precision = None, accum_dtype: DType | None = None, transposed_kernel: bool = False,

@@ -26,7 +26,10 @@ from mlax.initializers import Initializer, initialize
 from mlax.layer import AxisName, Key, Shaped, State
 from mlax.layers.z_norm import RealDType, ZNormVariables, normalize, z_norm
 from mlax.pair import layer_name, layer, stateless
-from mlax.statistics import elements, standardized, warn_of_one_element, wide_dtype
+from mlax.statistics import (
+    elements, require_statistics, standardized, warn_of_one_element, wide_dtype,
+)
+from mlax.tracing import traced_once
 
 
 class NormParams(NamedTuple):
@@ -186,7 +189,7 @@ def _init_params(
     return NormParams(scale, made("bias_initializer", bias_initializer, 1))
 
 
-@stateless(apply, LayerNormConfig)
+@stateless(apply, LayerNormConfig, traced_once=True)
 def layer_norm(
     rng: Key, x: Shaped, *,
     axis: NormalizedAxis = -1, epsilon: Epsilon = 1e-05, use_scale: bool = True,
@@ -227,7 +230,7 @@ def layer_norm(
     return _init_params("layer_norm", rng, x, axes, scale, bias, dtype)
 
 
-@stateless(apply, RmsNormConfig)
+@stateless(apply, RmsNormConfig, traced_once=True)
 def rms_norm(
     rng: Key, x: Shaped, *,
     axis: NormalizedAxis = -1, epsilon: Epsilon = 1e-06, use_scale: bool = True,
@@ -253,7 +256,7 @@ def rms_norm(
     return _init_params("rms_norm", rng, x, axes, use_scale and scaler_initializer, False, dtype)
 
 
-@stateless(apply, GroupNormConfig)
+@stateless(apply, GroupNormConfig, traced_once=True)
 def group_norm(
     rng: Key, x: Shaped, groups: Size, *,
     epsilon: Epsilon = 1e-05, use_scale: bool = True, use_bias: bool = True,
@@ -292,7 +295,7 @@ def group_norm(
     return _init_params("group_norm", rng, x, (channel,), scale, bias, dtype)
 
 
-@stateless(apply, InstanceNormConfig)
+@stateless(apply, InstanceNormConfig, traced_once=True)
 def instance_norm(
     rng: Key, x: Shaped, *,
     epsilon: Epsilon = 1e-05, use_scale: bool = True, use_bias: bool = True,
@@ -354,15 +357,31 @@ def apply_batch_norm(
     rng: Key | None = None, inference_mode: bool = False, batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[ZNormVariables, BatchNormConfig]]:
     """Return x normalised over the batch: see `mlax.Apply` and `mlax.batch_norm`."""
-    config = state.config
     x = arguments.array("batch_norm", x)
+    if not inference_mode:
+        _, others = _channel_and_others("batch_norm", state.config.data_format, x)
+        require_statistics("batch_norm", x, others, batch_axis_name)
+    y, variables = _batch_norm(
+        params, state.variables, x, config=state.config, inference_mode=inference_mode,
+        batch_axis_name=batch_axis_name,
+    )
+    return y, state if inference_mode else State(variables, state.config)
+
+
+def _normalize_batch(
+    params: NormParams, running: ZNormVariables, x: jax.Array, *, config: BatchNormConfig,
+    inference_mode: bool, batch_axis_name: AxisName,
+) -> tuple[jax.Array, ZNormVariables]:
+    """Return x normalised over the batch, and the next running statistics."""
     channel, others = _channel_and_others("batch_norm", config.data_format, x)
     normal, variables = normalize(
-        "batch_norm", state.variables, _wide("batch_norm", x), others,
-        config.epsilon, config.momentum, inference_mode, batch_axis_name,
+        running, _wide("batch_norm", x), owner="batch_norm", axes=others, epsilon=config.epsilon,
+        momentum=config.momentum, inference_mode=inference_mode, batch_axis_name=batch_axis_name,
     )
-    y = _affine("batch_norm", params, normal, (channel,), x)
-    return y, state if inference_mode else State(variables, config)
+    return _affine("batch_norm", params, normal, (channel,), x), variables
+
+
+_batch_norm = traced_once(_normalize_batch, "batch_norm")
 
 
 @layer(apply_batch_norm, config=BatchNormConfig)

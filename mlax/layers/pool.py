@@ -96,7 +96,7 @@ def _require_fitting(reduce: Callable[..., jax.Array], x: Shaped, *hparams: Any)
     return ()
 
 
-@stateless(apply, MaxPoolConfig)
+@stateless(apply, MaxPoolConfig, traced_once=True)
 def max_pool(
     rng: Key, x: Shaped, window_shape: Sizes, strides: Sizes = 1, padding: Padding = "VALID",
     input_dilation: Sizes | None = None, window_dilation: Sizes | None = None,
@@ -116,7 +116,7 @@ def max_pool(
     return _require_fitting(functional.max_pool, x, *windows)
 
 
-@stateless(apply, AvgPoolConfig)
+@stateless(apply, AvgPoolConfig, traced_once=True)
 def avg_pool(
     rng: Key, x: Shaped, window_shape: Sizes, strides: Sizes = 1, padding: Padding = "VALID",
     input_dilation: Sizes | None = None, window_dilation: Sizes | None = None,
@@ -136,7 +136,7 @@ def avg_pool(
     return _require_fitting(functional.avg_pool, x, *windows)
 
 
-@stateless(apply, SumPoolConfig)
+@stateless(apply, SumPoolConfig, traced_once=True)
 def sum_pool(
     rng: Key, x: Shaped, window_shape: Sizes, strides: Sizes = 1, padding: Padding = "VALID",
     input_dilation: Sizes | None = None, window_dilation: Sizes | None = None,

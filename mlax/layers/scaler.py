@@ -38,7 +38,7 @@ def apply(params: ScalerParams, config: ScalerConfig, x: jax.Array) -> jax.Array
     return x * along_features("scaler", params.scale, config.in_features, x)
 
 
-@stateless(apply, ScalerConfig)
+@stateless(apply, ScalerConfig, traced_once=True)
 def scaler(
     rng: Key, x: Shaped, in_features: InFeatures,
     scaler_initializer: Initializer = jax.nn.initializers.ones, dtype: DType = jnp.float32,

@@ -18,7 +18,8 @@ from mlax.functional import scale_to_unit
 from mlax.initializers import Initializer, initialize
 from mlax.layer import AxisName, Key, Shaped, State
 from mlax.pair import layer
-from mlax.statistics import statistics, wide_dtype
+from mlax.statistics import require_statistics, statistics, wide_dtype
+from mlax.tracing import traced_once
 
 
 def read_real_dtype(owner: str, name: str, value: Any) -> Any:
@@ -56,10 +57,13 @@ class ZNormConfig(NamedTuple):
 
 
 def normalize(
-    owner: str, running: ZNormVariables, x: jax.Array, axes: tuple[int, ...], epsilon: float,
+    running: ZNormVariables, x: jax.Array, *, owner: str, axes: tuple[int, ...], epsilon: float,
     momentum: float, inference_mode: bool, batch_axis_name: AxisName,
 ) -> tuple[jax.Array, ZNormVariables]:
-    """Return x normalised over `axes` and the batch, and the next running statistics."""
+    """Return x normalised over `axes` and the batch, and the next running statistics.
+
+    In training, `require_statistics` must allow it.
+    """
     arguments.require_real(owner, x)
     shape = tuple(length for i, length in enumerate(x.shape) if i not in axes)
     if running.mean.shape != shape:
@@ -81,6 +85,9 @@ def normalize(
     return y, ZNormVariables(updated(running.mean, mean), updated(running.var, variance))
 
 
+_normalize_traced_once = traced_once(normalize, "z_norm")
+
+
 def apply(
     params: tuple[()], state: State[ZNormVariables, ZNormConfig], x: jax.Array,
     rng: Key | None = None, inference_mode: bool = False, batch_axis_name: AxisName = (),
@@ -89,8 +96,11 @@ def apply(
     axis, epsilon, momentum, _ = state.config
     x = arguments.array("z_norm", x)
     axes = arguments.normalized_axes("z_norm", axis, x.ndim)
-    y, variables = normalize(
-        "z_norm", state.variables, x, axes, epsilon, momentum, inference_mode, batch_axis_name
+    if not inference_mode:
+        require_statistics("z_norm", x, axes, batch_axis_name)
+    y, variables = _normalize_traced_once(
+        state.variables, x, owner="z_norm", axes=axes, epsilon=epsilon, momentum=momentum,
+        inference_mode=inference_mode, batch_axis_name=batch_axis_name,
     )
     return y, state if inference_mode else State(variables, state.config)
 

@@ -547,10 +547,10 @@ def test_scopes_of_children_in_the_jaxpr() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_scopes_of_children_in_the_lowered_program(name: str) -> None:
+def test_scopes_of_children_in_the_compiled_program(name: str) -> None:
     model, x = MODELS[name], input_of(name)
-    text = jax.jit(model.apply).lower(*made(name), x, KEY).as_text(debug_info=True)
-    assert f"{SCOPES[name]}/dot_general" in text
+    text = jax.jit(model.apply).lower(*made(name), x, KEY).compile().as_text()
+    assert text is not None and f"{SCOPES[name]}/jit(linear)/dot_general" in text
 
 
 # The expression that makes a layer.

@@ -74,7 +74,7 @@ LIMITS: dict[str, tuple[float, float, float, float]] = {
     "lstm_cell": (2.3, 5.0, 8.8, 6.7),
     "gru_cell": (2.5, 2.9, 5.2, 11.6),
     "dropout": (2.9, 1.5, 1.8, 1.7),
-    "functional.z_norm": (0.51, 0.51, 4.0, 2.9),
+    "functional.z_norm": (0.51, 0.51, 4.0, 4.0),
     "functional.dot_product_attention_logits": (2.1, 1.1, 2.8, 5.7),
     "functional.apply_attention_weights": (0.51, 0.51, 3.8, 2.2),
 }

@@ -1,0 +1,1 @@
+"""What mlax costs beside hand-written JAX and other libraries: `python -m tests.benchmarks`."""

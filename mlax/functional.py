@@ -74,8 +74,7 @@ def dropout(x: jax.Array, rng: Key, rate: float, axis: Axes) -> jax.Array:
     keep = 1.0 - rate
     shape = tuple(length if i in axes else 1 for i, length in enumerate(x.shape))
     mask = jax.random.bernoulli(rng, keep, shape)
-    kept = lax.select(jnp.broadcast_to(mask, x.shape), x, lax.full_like(x, 0))
-    return kept / jnp.asarray(keep, x.dtype)
+    return jnp.where(mask, x, 0) / jnp.asarray(keep, x.dtype)
 
 
 def pool(

@@ -112,7 +112,7 @@ def main() -> None:
             print(shown([row], contenders), flush=True)
     if len(runs) > 1:
         print(f"\nmedians of {len(runs)} runs, and ranges")
-        print(line("", "hand", *contenders[1:], "to reach"))
+        print(line("", "hand", *contenders[1:], "to reach", width=20))
         for rows in zip(*runs, strict=True):
             print(shown(rows, contenders))
 
@@ -197,7 +197,7 @@ def shown(rows: Sequence[Row], contenders: Iterable[str]) -> str:
             entry += " !"
         entries.append(entry)
     reached = "" if limit is None else f"{limit:.2f}" if hands else quantity(kind, limit)
-    return line(f"{kind} {model}", *entries, reached)
+    return line(f"{kind} {model}", *entries, reached, width=12 if len(rows) == 1 else 20)
 
 
 def quantity(kind: str, value: float) -> str:
@@ -207,9 +207,9 @@ def quantity(kind: str, value: float) -> str:
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.2f} s"
 
 
-def line(first: str, *entries: str) -> str:
+def line(first: str, *entries: str, width: int = 12) -> str:
     """Return a line of columns."""
-    return f"{first:26}" + "".join(f"{entry:>{12}}" for entry in entries).rstrip()
+    return f"{first:26}" + "".join(f"{entry:>{width}}" for entry in entries).rstrip()
 
 
 if __name__ == "__main__":

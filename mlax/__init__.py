@@ -7,15 +7,17 @@ from mlax.layer import Apply, AxisName, Init, Key, Layer, Shaped, State, needs_r
 from mlax.pair import Pair, layer, stateless
 
 if TYPE_CHECKING:
-    from mlax import functional, nn, testing, typed, types
+    from mlax import functional, nn, positions, testing, typed, types
     from mlax.arguments import Rule
     from mlax.blocks.conv import conv_transpose, depthwise_conv, separable_conv
+    from mlax.blocks.transformer import mlp, transformer_block
     from mlax.bridge import as_layer, as_module
     from mlax.combinators import Sublayer, combinator
     from mlax.combinators.batched import batched
     from mlax.combinators.bidirectional import bidirectional
     from mlax.combinators.block import block
     from mlax.combinators.branch import branch
+    from mlax.combinators.carried import carried
     from mlax.combinators.cast import cast
     from mlax.combinators.composed import composed
     from mlax.combinators.ensemble import ensemble
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from mlax.combinators.stochastic_depth import stochastic_depth
     from mlax.combinators.switch import switch
     from mlax.combinators.tap import tap
+    from mlax.decoding import generate, init_state
+    from mlax.layers.attention import AttentionInputs, attention
     from mlax.layers.bias import bias
     from mlax.layers.cells import gru_cell, lstm_cell, rnn_cell
     from mlax.layers.conv import conv
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from mlax.layers.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
     from mlax.layers.parameter import parameter
     from mlax.layers.pool import avg_pool, max_pool, pool, sum_pool
+    from mlax.layers.position_embedding import position_embedding
     from mlax.layers.scaler import scaler
     from mlax.layers.z_norm import z_norm
     from mlax.module import Module, Parameter
@@ -52,9 +57,12 @@ else:
     _LATER = {
         "mlax.arguments": "Rule",
         "mlax.blocks.conv": "conv_transpose depthwise_conv separable_conv",
+        "mlax.blocks.transformer": "mlp transformer_block",
         "mlax.bridge": "as_layer as_module",
         "mlax.combinators": "Sublayer combinator",
         "mlax.combinators.join": "add concatenate multiply",
+        "mlax.decoding": "generate init_state",
+        "mlax.layers.attention": "AttentionInputs attention",
         "mlax.layers.cells": "gru_cell lstm_cell rnn_cell",
         "mlax.layers.f": "f f_rng",
         "mlax.layers.global_pool": "adaptive_avg_pool flatten global_avg_pool",
@@ -67,16 +75,18 @@ else:
     }
     _HOMES = {name: path for path, names in _LATER.items() for name in names.split()}
     for _name in (
-        "batched bidirectional block branch cast composed ensemble frozen parallel recurrent remat "
-        "repeat residual series stochastic_depth switch tap"
+        "batched bidirectional block branch carried cast composed ensemble frozen parallel "
+        "recurrent remat repeat residual series stochastic_depth switch tap"
     ).split():
         _HOMES[_name] = f"mlax.combinators.{_name}"
-    for _name in "bias conv dense dropout embed linear parameter scaler z_norm".split():
+    for _name in (
+        "bias conv dense dropout embed linear parameter position_embedding scaler z_norm"
+    ).split():
         _HOMES[_name] = f"mlax.layers.{_name}"
 
     def __getattr__(name):
         """Return what is imported at its first use."""
-        if name in ("functional", "nn", "testing", "typed", "types"):
+        if name in ("functional", "nn", "positions", "testing", "typed", "types"):
             return importlib.import_module(f"mlax.{name}")
         if name not in _HOMES:
             raise AttributeError(f"module 'mlax' has no attribute {name!r}")
@@ -91,15 +101,16 @@ else:
 
 # fmt: off
 __all__ = [
-    "Apply", "AxisName", "Init", "Key", "Layer", "Module", "Pair", "Parameter", "Rule", "Shaped",
-    "State", "Sublayer", "adaptive_avg_pool", "add", "as_layer", "as_module", "avg_pool",
-    "batch_norm", "batched", "bias", "bidirectional", "block", "branch", "cast", "combinator",
-    "combine", "composed", "concatenate", "conv", "conv_transpose", "count", "dense",
-    "depthwise_conv", "dropout", "embed", "ensemble", "f", "f_rng", "flatten", "frozen",
-    "functional", "global_avg_pool", "group_norm", "gru_cell", "instance_norm", "is_leaf_param",
-    "is_non_trainable_param", "is_trainable_param", "layer", "layer_norm", "linear", "lstm_cell",
-    "map_with_path", "mask", "max_pool", "multiply", "nbytes", "needs_rng", "nn", "parallel",
-    "parameter", "partition", "paths", "pool", "recurrent", "remat", "repeat", "residual",
-    "rms_norm", "rnn_cell", "scaler", "separable_conv", "series", "stateless", "stochastic_depth",
-    "sum_pool", "switch", "tap", "testing", "typed", "types", "z_norm",
+    "Apply", "AttentionInputs", "AxisName", "Init", "Key", "Layer", "Module", "Pair", "Parameter",
+    "Rule", "Shaped", "State", "Sublayer", "adaptive_avg_pool", "add", "as_layer", "as_module",
+    "attention", "avg_pool", "batch_norm", "batched", "bias", "bidirectional", "block", "branch",
+    "carried", "cast", "combinator", "combine", "composed", "concatenate", "conv", "conv_transpose",
+    "count", "dense", "depthwise_conv", "dropout", "embed", "ensemble", "f", "f_rng", "flatten",
+    "frozen", "functional", "generate", "global_avg_pool", "group_norm", "gru_cell", "init_state",
+    "instance_norm", "is_leaf_param", "is_non_trainable_param", "is_trainable_param", "layer",
+    "layer_norm", "linear", "lstm_cell", "map_with_path", "mask", "max_pool", "mlp", "multiply",
+    "nbytes", "needs_rng", "nn", "parallel", "parameter", "partition", "paths", "pool",
+    "position_embedding", "positions", "recurrent", "remat", "repeat", "residual", "rms_norm",
+    "rnn_cell", "scaler", "separable_conv", "series", "stateless", "stochastic_depth", "sum_pool",
+    "switch", "tap", "testing", "transformer_block", "typed", "types", "z_norm",
 ]

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from mlax import arguments, mesh
 from mlax.arguments import Axes, NormalizedAxis, Padding, Sizes
+from mlax.chunked_attention import chunked_attention
 from mlax.errors import expected, message
 from mlax.layer import AxisName, Key
 from mlax.statistics import (
@@ -24,8 +25,8 @@ from mlax.statistics import (
 
 # fmt: off
 __all__ = [
-    "apply_attention_weights", "avg_pool", "batch_mean", "dot_product_attention_logits", "dropout",
-    "identity", "max_pool", "pool", "sum_pool", "z_norm",
+    "apply_attention_weights", "avg_pool", "batch_mean", "chunked_attention",
+    "dot_product_attention_logits", "dropout", "identity", "max_pool", "pool", "sum_pool", "z_norm",
 ]
 # fmt: on
 

@@ -66,6 +66,12 @@ def below(key: int | str | None) -> contextlib.AbstractContextManager[None]:
     return setting(_TAP, _Tap(tap.wants, (*tap.path, spelled_key(key))))
 
 
+def is_wanted(key: int | str) -> bool:
+    """Return whether a value below this path is selected."""
+    tap = _TAP.get()
+    return tap is not None and tap.wants(".".join((*tap.path, spelled_key(key))))
+
+
 def recorded(key: int | str | None, y: Any, variables: Any) -> Any:
     """Return the variables of a child, with its output if it is selected."""
     tap = _TAP.get()

@@ -19,6 +19,7 @@ from mlax.arguments import (
 from mlax.combinators import Child, Sublayer, WiredConfig
 from mlax.combinators.batched import BatchedConfig
 from mlax.combinators.block import Sublayers
+from mlax.combinators.carried import CarriedConfig, CarriedVariables
 from mlax.combinators.cast import CastConfig
 from mlax.combinators.composed import ComposedConfig
 from mlax.combinators.ensemble import EnsembleConfig
@@ -30,8 +31,12 @@ from mlax.combinators.repeat import RepeatConfig
 from mlax.combinators.stochastic_depth import StochasticDepthConfig
 from mlax.combinators.switch import SwitchConfig
 from mlax.combinators.types import DictState, TupleState, Variables
+from mlax.decoding import Generated
 from mlax.initializers import Initializer
 from mlax.layer import Apply, ApplyWithRng, AxisName, Init, Key, Layer, Shaped, State
+from mlax.layers.attention import (
+    AttentionCache, AttentionConfig, AttentionInputs, AttentionParams, Product, Rotation,
+)
 from mlax.layers.bias import BiasConfig, BiasParams, InFeatures
 from mlax.layers.cells import (
     CellParams, GruCellConfig, GruCellParams, LstmCellConfig, RnnCellConfig,
@@ -49,6 +54,9 @@ from mlax.layers.norms import (
 )
 from mlax.layers.parameter import ParameterConfig, ParameterParams, Shape
 from mlax.layers.pool import AvgPoolConfig, MaxPoolConfig, PoolConfig, SumPoolConfig
+from mlax.layers.position_embedding import (
+    PositionEmbeddingConfig, PositionEmbeddingParams, PositionEmbeddingVariables,
+)
 from mlax.layers.scaler import ScalerConfig, ScalerParams
 from mlax.layers.z_norm import ZNormConfig, ZNormVariables
 from mlax.pair import Pair
@@ -56,19 +64,21 @@ from mlax.tree import Where
 from mlax.typed import Jitted
 
 __all__ = [
-    "AdaptiveAvgPoolConfig", "AddConfig", "AnyLayer", "Apply", "ApplyWithRng", "AvgPoolConfig",
-    "Axes", "Axis", "AxisName", "BatchNormConfig", "BatchedConfig", "BiasConfig", "BiasParams",
-    "CastConfig", "CellParams", "Child", "ComposedConfig", "ConcatenateConfig", "ConvConfig",
-    "ConvFormat", "ConvParams", "DType", "DataFormat", "DenseConfig", "DenseParams", "DictState",
-    "DropoutConfig", "EmbedConfig", "EmbedParams", "EnsembleConfig", "Entries", "Epsilon",
-    "FConfig", "FRngConfig", "FlattenConfig", "FrozenConfig", "GlobalAvgPoolConfig",
-    "GroupNormConfig", "GruCellConfig", "GruCellParams", "InFeatures", "Init", "Initializer",
-    "InstanceNormConfig", "Jitted", "Key", "Layer", "LayerNormConfig", "LinearConfig",
-    "LinearParams", "LstmCellConfig", "MaxPoolConfig", "Momentum", "MultiplyConfig", "NormParams",
-    "NormalizedAxis", "Number", "Padding", "Pair", "ParameterConfig", "ParameterParams",
-    "PoolConfig", "Precision", "Rate", "RecurrentConfig", "RematConfig", "RepeatConfig",
-    "RmsNormConfig", "RnnCellConfig", "Rule", "ScalerConfig", "ScalerParams", "Shape", "Shaped",
-    "Sharding", "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer", "Sublayers",
-    "SumPoolConfig", "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig",
-    "ZNormConfig", "ZNormVariables",
+    "AdaptiveAvgPoolConfig", "AddConfig", "AnyLayer", "Apply", "ApplyWithRng", "AttentionCache",
+    "AttentionConfig", "AttentionInputs", "AttentionParams", "AvgPoolConfig", "Axes", "Axis",
+    "AxisName", "BatchNormConfig", "BatchedConfig", "BiasConfig", "BiasParams", "CarriedConfig",
+    "CarriedVariables", "CastConfig", "CellParams", "Child", "ComposedConfig", "ConcatenateConfig",
+    "ConvConfig", "ConvFormat", "ConvParams", "DType", "DataFormat", "DenseConfig", "DenseParams",
+    "DictState", "DropoutConfig", "EmbedConfig", "EmbedParams", "EnsembleConfig", "Entries",
+    "Epsilon", "FConfig", "FRngConfig", "FlattenConfig", "FrozenConfig", "Generated",
+    "GlobalAvgPoolConfig", "GroupNormConfig", "GruCellConfig", "GruCellParams", "InFeatures",
+    "Init", "Initializer", "InstanceNormConfig", "Jitted", "Key", "Layer", "LayerNormConfig",
+    "LinearConfig", "LinearParams", "LstmCellConfig", "MaxPoolConfig", "Momentum", "MultiplyConfig",
+    "NormParams", "NormalizedAxis", "Number", "Padding", "Pair", "ParameterConfig",
+    "ParameterParams", "PoolConfig", "PositionEmbeddingConfig", "PositionEmbeddingParams",
+    "PositionEmbeddingVariables", "Precision", "Product", "Rate", "RecurrentConfig", "RematConfig",
+    "RepeatConfig", "RmsNormConfig", "RnnCellConfig", "Rotation", "Rule", "ScalerConfig",
+    "ScalerParams", "Shape", "Shaped", "Sharding", "Size", "Sizes", "State",
+    "StochasticDepthConfig", "Sublayer", "Sublayers", "SumPoolConfig", "SwitchConfig", "TupleState",
+    "Variables", "Where", "WiredConfig", "ZNormConfig", "ZNormVariables",
 ]

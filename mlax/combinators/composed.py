@@ -52,7 +52,9 @@ def apply(
 class Composed(Pair[H, P, State[V, ComposedConfig], X, Y], Generic[H, P, V, X, Y]):
     """A pair made by `composed`."""
 
-    def __init__(self, function: Callable[..., AnyLayer], needs_rng: bool) -> None:
+    def __init__(
+        self, function: Callable[..., AnyLayer], needs_rng: bool | Callable[..., bool]
+    ) -> None:
         """Make a pair from a function of x and hyperparameters that returns a layer."""
         name = function.__name__
 
@@ -85,7 +87,8 @@ class Composed(Pair[H, P, State[V, ComposedConfig], X, Y], Generic[H, P, V, X, Y
     def _layer(self, x: Any, *args: Any, **kwargs: Any) -> AnyLayer:
         name = self.__name__
         layer = read_layer(name, "the result", self._function(x, *args, **kwargs))
-        if layer.needs_rng and not self._needs_rng:
+        needs = self._needs_rng
+        if layer.needs_rng and not (needs(*args, **kwargs) if callable(needs) else needs):
             way_out = "declare the need with @mlax.composed(needs_rng=True)"
             wanted = "a layer that needs no key"
             raise ValueError(message(name, "the result", wanted, layer, way_out))
@@ -118,18 +121,19 @@ class _Decorator(Protocol):
     def __call__(self, function: Any, /) -> Any: ...
 
 
-def composed(*, needs_rng: bool = False) -> _Decorator:
+def composed(*, needs_rng: bool | Callable[..., bool] = False) -> _Decorator:
     """Return a decorator that turns `function(x, **hparams) -> layer` into a pair.
 
     `x` has the shapes and dtypes of the input. The layer gets the key of the pair itself, in
     `init` and in `apply`.
 
     Args:
-        needs_rng: whether the layer needs a key in training.
+        needs_rng: whether the layer needs a key in training; a function of the hyperparameters
+            if it depends on them.
 
     Raises:
         TypeError: the function does not return a layer.
-        ValueError: the layer needs a key, and `needs_rng` is False.
+        ValueError: the layer needs a key, and `needs_rng` says that it does not.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> @mlax.composed()

@@ -42,7 +42,8 @@ def apply(params: EmbedParams, config: EmbedConfig, x: jax.Array) -> jax.Array:
     if sharding is None:
         sharding = PartitionSpec(*mesh.spec_of(indices), mesh.spec_of(params.embedding)[1])
     sharding = mesh.output_sharding(sharding)
-    return params.embedding.at[indices].get(mode="fill", out_sharding=sharding)
+    embedding = jnp.asarray(params.embedding)
+    return embedding.at[indices].get(mode="fill", out_sharding=sharding)
 
 
 def _indices(x: Any, vocab_size: int) -> jax.Array:

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 import mlax
-from mlax import functional, nn
+from mlax import functional, nn, positions
 from mlax.arguments import AnyLayer
 from mlax.combinators import Call, Child, Made, init_only_child, transform
 from mlax.layer import AxisName, Key, Layer, State
@@ -124,6 +124,11 @@ def without_noise(x: jax.Array, rng: Key | None) -> jax.Array:
 def joined(xh: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Return input and carry as one vector."""
     return jnp.concatenate(xh)
+
+
+def zeros_of_three(x: Any) -> jax.Array:
+    """Return a carry for cells of three features."""
+    return jnp.zeros(3, x.dtype)
 
 
 def doubled(h: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -1093,6 +1098,42 @@ CASES = (
         module=lambda key: nn.RMSNorm(key),
         params={".scale.data": ".scale"},
     ),
+    Case(
+        name="carried",
+        layer=mlax.carried(mlax.recurrent(mlax.gru_cell(3)), zeros_of_three),
+        x=normal(3, 2),
+    ),
+    Case(name="attention", layer=mlax.attention(2), x=normal(3, 4)),
+    Case(
+        name="attention-grouped",
+        layer=mlax.attention(
+            4, 2, causal=True, window=3, rotary=positions.rotary, fused=True, qk_norm=True,
+            bias_initializer=jax.random.normal,
+        ),
+        x=normal(4, 8),
+    ),
+    Case(
+        name="attention-cross",
+        layer=mlax.attention(2, 1, head_dim=3, softcap=5.0, use_bias=False),
+        x=mlax.AttentionInputs(normal(2, 4), normal(3, 6), np.tri(2, 3, 1, dtype=bool)),
+    ),
+    Case(
+        name="attention-dropout",
+        layer=mlax.attention(2, dropout_rate=0.5, causal=True),
+        x=mlax.AttentionInputs(normal(3, 4), positions=np.array([-1, 0, 1], np.int32)),
+    ),
+    Case(
+        name="attention-in-chunks",
+        layer=mlax.attention(1, causal=True, implementation=functional.chunked_attention),
+        x=normal(3, 4),
+    ),
+    Case(name="position_embedding", layer=mlax.position_embedding(5), x=normal(3, 2)),
+    Case(name="mlp", layer=mlax.mlp(3, jnp.tanh, gated=True), x=normal(2, 4)),
+    Case(
+        name="transformer_block",
+        layer=mlax.transformer_block(mlax.attention(2), mlax.mlp(3), dropout_rate=0.5),
+        x=normal(3, 4),
+    ),
     Case(name="flatten", layer=mlax.flatten(), x=normal(2, 2, 2)),
     Case(name="global_avg_pool", layer=mlax.global_avg_pool(), x=normal(2, 3, 2)),
     Case(name="adaptive_avg_pool", layer=mlax.adaptive_avg_pool(2), x=normal(3, 2)),
@@ -1110,6 +1151,8 @@ def functions() -> set[str]:
         "as_module",
         "combine",
         "count",
+        "generate",
+        "init_state",
         "is_leaf_param",
         "is_non_trainable_param",
         "is_trainable_param",

@@ -142,6 +142,16 @@ def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     return mean, np.mean(np.square(x - mean), axes, keepdims=True)
 
 
+def attention(query: Array, key: Array, value: Array) -> Array:
+    """Return attention of (length, heads, head_dim), head by head."""
+    scale = np.sqrt(query.dtype.type(query.shape[-1]))
+    heads = []
+    for q, k, v in zip(*(np.moveaxis(a, 1, 0) for a in (query, key, value)), strict=True):
+        weights = np.exp(q @ k.T / scale)
+        heads.append(weights / weights.sum(-1, keepdims=True) @ v)
+    return np.stack(heads, 1)
+
+
 def rms_norm(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
     """Return x / sqrt(E[x^2] + epsilon) over the axes."""
     mean_square = np.mean(np.square(x), axes, keepdims=True)

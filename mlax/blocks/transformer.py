@@ -1,0 +1,146 @@
+"""Blocks of transformers: attention and a perceptron, each with a norm and around it a residual.
+
+    x   (..., length, features), or `mlax.AttentionInputs` with such an x
+    y   like x
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mlax.arguments import AnyLayer, Rate, Size
+from mlax.combinators.block import Sublayers, block
+from mlax.combinators.composed import composed
+from mlax.combinators.types import DictState
+from mlax.errors import message
+from mlax.layer import Layer, Shaped
+from mlax.layers.attention import AttentionInputs
+from mlax.layers.dense import dense
+from mlax.layers.dropout import dropout
+from mlax.layers.norms import layer_norm
+
+
+def _mlp(
+    sub: Sublayers, x: jax.Array, *, activation: Callable[[jax.Array], jax.Array], gated: bool
+) -> Any:
+    if gated:
+        return sub.down(activation(sub.gate(x)) * sub.up(x))
+    return sub.down(activation(sub.up(x)))
+
+
+@composed()
+def mlp(
+    x: Shaped, hidden_features: Size, activation: Callable[[jax.Array], jax.Array] = jax.nn.gelu,
+    *, gated: bool = False, use_bias: bool = True,
+) -> Layer[dict[str, Any], DictState, jax.Array, jax.Array]:
+    """A perceptron with one hidden layer: y = down(activation(up(x))).
+
+    (..., features) -> (..., features). If `gated`, y = down(activation(gate(x)) * up(x)): with
+    jax.nn.silu that is SwiGLU, with jax.nn.gelu GeGLU.
+
+    Args:
+        hidden_features: features of the hidden layer.
+        activation: function of the hidden layer, or of the gate.
+        gated: whether there is a gate.
+        use_bias: whether the layers have biases.
+
+    Source: Shazeer, "GLU variants improve transformer", 2020, for the gates.
+
+    >>> import jax, jax.numpy as jnp, mlax
+    >>> params, state = mlax.mlp(8, jax.nn.silu, gated=True).init(jax.random.key(0), jnp.ones(4))
+    >>> mlax.paths(params)[0], params["gate"].kernel.shape
+    ('gate.kernel', (4, 8))
+    """
+    hidden = dense(hidden_features, use_bias=use_bias)
+    down = dense(x.shape[-1], use_bias=use_bias)
+    layers = {"gate": hidden} if gated else {}
+    wiring = functools.partial(_mlp, activation=activation, gated=gated)
+    return block(**layers, up=hidden, down=down)(wiring)
+
+
+def _transformer_block(
+    sub: Sublayers, x: Any, *, norm_first: bool, drops: bool, crosses: bool
+) -> Any:
+    inputs = x if isinstance(x, AttentionInputs) else AttentionInputs(x)
+    if crosses is (inputs.memory is None):
+        wanted = "with a memory" if crosses else "without a memory, as there is no cross_attention"
+        got = "none" if crosses else "one"
+        raise ValueError(message("transformer_block", "x", wanted, got))
+
+    def add(norm: Any, layer: Any, y: Any, **more: Any) -> Any:
+        """Return y with what a layer adds to it."""
+        normal = norm(y) if norm_first else y
+        added = layer(AttentionInputs(normal, **more)) if more else layer(normal)
+        y = y + (sub.dropout(added) if drops else added)
+        return y if norm_first else norm(y)
+
+    own = {"mask": inputs.mask, "bias": inputs.bias, "positions": inputs.positions}
+    others = {"memory_positions": inputs.memory_positions, "lengths": inputs.lengths}
+    y = inputs.x
+    if crosses:
+        y = add(sub.attention_norm, sub.attention, y, **own)
+        others |= {"memory": inputs.memory, "positions": inputs.positions}
+        y = add(sub.cross_norm, sub.cross_attention, y, **others)
+    else:
+        y = add(sub.attention_norm, sub.attention, y, **own, lengths=inputs.lengths)
+    y = add(sub.mlp_norm, sub.mlp, y)
+    return inputs._replace(x=y) if isinstance(x, AttentionInputs) else y
+
+
+def _needs_rng(
+    *layers: AnyLayer, cross_attention: AnyLayer | None, norm: AnyLayer, dropout_rate: float,
+    **_: Any,
+) -> bool:
+    others = (norm,) if cross_attention is None else (norm, cross_attention)
+    return bool(dropout_rate) or any(layer.needs_rng for layer in (*layers, *others))
+
+
+@composed(needs_rng=_needs_rng)
+def transformer_block(
+    x: Any, attention: AnyLayer, mlp: AnyLayer, *, cross_attention: AnyLayer | None = None,
+    norm: AnyLayer = layer_norm(), norm_first: bool = True, dropout_rate: Rate = 0.0,
+) -> Layer[dict[str, Any], DictState, Any, Any]:
+    """A block of a transformer: x + attention(norm(x)), and the same with mlp.
+
+    (..., length, features) -> (..., length, features). Of `mlax.AttentionInputs`, mask, bias and
+    positions go to the attention, and so do lengths; what comes out is the same with the new x, so
+    that blocks follow each other in `mlax.series` and `mlax.repeat`.
+
+    With `cross_attention` it is a block of a decoder, which attends to inputs.memory between the
+    two: memory_positions and lengths are then those of the memory. (If it compares or rotates by
+    positions itself, decoding needs inputs.positions: only the first attention counts on.)
+
+    Args:
+        attention: `mlax.attention(num_heads)`, causal for a language model.
+        mlp: a layer for (..., features), such as `mlax.mlp(hidden_features)`.
+        cross_attention: `mlax.attention(num_heads)` for a memory.
+        norm: the normalisation, such as `mlax.rms_norm()`; each use has its own parameters.
+        norm_first: whether norms come before the layers (pre-norm), or after the sums, as in the
+            first transformer (post-norm).
+        dropout_rate: probability of zero for what a layer adds.
+
+    Source: Vaswani et al., "Attention is all you need", 2017; Xiong et al., "On layer
+    normalization in the transformer architecture", 2020, for pre-norm.
+
+    >>> import jax, jax.numpy as jnp, mlax
+    >>> block = mlax.transformer_block(mlax.attention(2, causal=True), mlax.mlp(16))
+    >>> x = jnp.ones((5, 8))
+    >>> params, state = mlax.repeat(block, 3).init(jax.random.key(0), x)
+    >>> params["mlp"]["up"].kernel.shape
+    (3, 8, 16)
+    """
+    layers = {"attention_norm": norm, "attention": attention}
+    if cross_attention is not None:
+        layers |= {"cross_norm": norm, "cross_attention": cross_attention}
+    layers |= {"mlp_norm": norm, "mlp": mlp}
+    if dropout_rate:
+        ndim = len((x.x if isinstance(x, AttentionInputs) else x).shape)
+        layers["dropout"] = dropout(dropout_rate, tuple(range(ndim)))
+    crosses, drops = cross_attention is not None, bool(dropout_rate)
+    return block(**layers)(
+        functools.partial(
+            _transformer_block, norm_first=norm_first, drops=drops, crosses=crosses
+        )
+    )

@@ -1,0 +1,290 @@
+"""Decoding: a state made for params that are there already, and tokens drawn one after the other.
+
+A model that decodes keeps what it has seen in its state: the caches of `mlax.attention` with a
+`cache_length`. Each call of its `apply`, in inference mode, takes the next tokens.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from mlax.arguments import described, read_size, require_key
+from mlax.errors import expected, message
+from mlax.layer import Apply, Key, Layer, P, S
+from mlax.statistics import WARNS
+from mlax.tree import paths
+
+def init_state(layer: Layer[P, S, Any, Any], params: P, x: Any) -> S:
+    """Return the state that `layer.init` makes, without making params.
+
+    A new state starts anew: with running statistics and empty caches as `init` makes them.
+
+    Args:
+        layer: any layer; its variables must not be random.
+        params: the params that it will run with, whose shapes and dtypes must be those of its own.
+        x: an input of `apply`, or its shapes and dtypes.
+
+    Raises:
+        TypeError: the params are of another structure or dtype.
+        ValueError: the params are of other shapes.
+
+    >>> import jax, jax.numpy as jnp, mlax
+    >>> x = jnp.ones((4, 8))
+    >>> params, _ = mlax.attention(2, causal=True).init(jax.random.key(0), x)
+    >>> decoder = mlax.attention(2, causal=True, cache_length=16)
+    >>> mlax.init_state(decoder, params, x).variables.key.shape
+    (16, 2, 4)
+    """
+    key = jax.random.key(0)
+    own, _ = jax.eval_shape(layer.init, key, x)
+    _require_same(own, params)
+
+    make: Callable[[Key], S] = jax.jit(lambda key: layer.init(key, x)[1])
+    return make(key)
+
+
+def _require_same(own: Any, params: Any) -> None:
+    """Require params like those of the layer."""
+    way_out = "do they belong to another model?"
+    if jax.tree.structure(own) != jax.tree.structure(params):
+        got = f"those of the structure {jax.tree.structure(params)}"
+        wanted = f"those of the structure {jax.tree.structure(own)}"
+        raise TypeError(message("init_state", "params", wanted, got, way_out))
+    leaves = jax.tree.leaves(own), jax.tree.leaves(params)
+    for path, wanted, got in zip(paths(own), *leaves, strict=True):
+        if wanted.shape != got.shape or wanted.dtype != got.dtype:
+            error = ValueError if wanted.shape != got.shape else TypeError
+            name = f"params.{path}"
+            raise error(message("init_state", name, described(wanted), described(got), way_out))
+
+
+def require_inference(owner: str, inference_mode: bool, name: str) -> None:
+    """Require inference for a layer that decodes, except where its shapes alone are of interest."""
+    if not inference_mode and WARNS.get():
+        way_out = f"train the layer without {name}: its params are the same"
+        raise ValueError(expected(owner, f"inference_mode=True with {name}", "False", way_out))
+
+
+class Generated(NamedTuple):
+    """What `generate` returns: (tokens, lengths, state).
+
+    tokens is (..., steps): after a stop token, that token again. lengths is (...), the number of
+    tokens up to and including the first stop token. state has seen all tokens but the last.
+    """
+
+    tokens: jax.Array
+    """(..., steps), integers; after a stop token, that token again."""
+    lengths: jax.Array
+    """(...), the number of tokens up to and including the first stop token."""
+    state: Any
+    """The state after the last token but one, which has not been an input yet."""
+
+
+def generate(
+    apply: Apply[P, S, Any, jax.Array], params: P, state: S, prompt: jax.Array, steps: int,
+    rng: Key | None = None, temperature: float | jax.Array = 1.0, top_k: int | None = None,
+    top_p: float | jax.Array | None = None, stop: int | Sequence[int] | None = None, *,
+    lengths: jax.Array | int | None = None, first_position: jax.Array | int = 0,
+) -> Generated:
+    """Return tokens that go on from a prompt, each drawn by the logits for those before it.
+
+    `apply(params, state, tokens, inference_mode=True)` takes the prompt, and then each new token,
+    (..., 1), and returns logits (..., length, vocabulary) and the next state. With `lengths`, it
+    takes pairs (tokens, positions) instead, where padding has position -1: a model that is a
+    `mlax.block` passes them on with mlax.AttentionInputs(x, positions=positions), and its state is
+    made for such a pair.
+
+    The program is compiled once for an `apply`, the shape of the prompt and `steps`. With
+    `lengths`, prompts are padded to the next power of two, so that they share programs. A cache
+    needs room for the prompt, its padding included, and steps - 1 tokens.
+
+    Args:
+        apply: the `apply` of a model that decodes.
+        params: its params.
+        state: a new state of it, or one to go on with.
+        prompt: (..., length), integers, one token or more.
+        steps: number of tokens to draw.
+        rng: PRNG key; not needed if the temperature is 0.
+        temperature: what logits are divided by; 0 takes the most likely token.
+        top_k: draw from this number of most likely tokens only.
+        top_p: draw from the most likely tokens only that together have this probability.
+        stop: a token, or several, after which a sequence ends.
+        lengths: (...), the number of tokens of each prompt that are real; those after them are
+            padding.
+        first_position: (...), the position of the first token of each prompt, if there are
+            `lengths` and the state goes on: with the last token of the sequence before as the
+            first one, that is its length - 1.
+
+    Raises:
+        TypeError: the prompt is not of an integer dtype.
+        ValueError: an argument is out of its range, there is no key, or a logit is NaN, as when a
+            cache is full. (In a program that is compiled as a whole, tokens are -1 from then on.)
+
+    >>> import jax, jax.numpy as jnp, mlax
+    >>> def model(cache_length=None):
+    ...     attend = mlax.attention(2, causal=True, cache_length=cache_length)
+    ...     return mlax.series(mlax.embed(5, 8), mlax.residual(attend), mlax.dense(5))
+    >>> prompt = jnp.array([1, 2, 3])
+    >>> params, _ = model().init(jax.random.key(0), prompt)
+    >>> state = mlax.init_state(model(16), params, prompt)
+    >>> mlax.generate(model(16).apply, params, state, prompt, 4, temperature=0).tokens.shape
+    (4,)
+    """
+    prompt = jnp.asarray(prompt)
+    if not jnp.issubdtype(prompt.dtype, jnp.integer):
+        got = jnp.dtype(prompt.dtype).name
+        raise TypeError(message("generate", "prompt", "of an integer dtype", got))
+    if prompt.ndim < 1 or prompt.shape[-1] < 1:
+        raise ValueError(expected("generate", "a prompt of one token or more", prompt.shape))
+    read_size("generate", "steps", steps)
+    if top_k is not None:
+        read_size("generate", "top_k", top_k)
+    is_greedy = not isinstance(temperature, Tracer) and temperature == 0
+    if not is_greedy:
+        if rng is None:
+            way_out = "pass jax.random.key(0), or temperature=0"
+            raise ValueError(expected("generate", "a key to draw with", "rng=None", way_out))
+        require_key("generate", rng)
+        if not isinstance(temperature, Tracer) and not temperature > 0:
+            raise ValueError(message("generate", "temperature", "at least 0", temperature))
+    if top_p is not None and not isinstance(top_p, Tracer) and not 0 < top_p <= 1:
+        raise ValueError(message("generate", "top_p", "in (0, 1]", top_p))
+    if not any(map(jnp.size, jax.tree.leaves(state))):
+        way_out = "make the model with mlax.attention(..., cache_length=...)"
+        raise ValueError(expected("generate", "a state that holds caches", "no variables", way_out))
+    if lengths is not None:
+        lengths = _read_lengths(lengths, prompt)
+        _require_first_position(state, first_position)
+        bucket = 1 << (prompt.shape[-1] - 1).bit_length()
+        widths = [(0, 0)] * (prompt.ndim - 1) + [(0, bucket - prompt.shape[-1])]
+        prompt = jnp.pad(prompt, widths)
+    stops = () if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
+    generated: Generated
+    generated, is_number = _generate(
+        apply, params, state, prompt, lengths, first_position, steps, rng,
+        None if is_greedy else temperature, top_k, top_p, stops,
+    )
+    if not isinstance(is_number, Tracer) and not is_number:
+        needed = prompt.shape[-1] + steps - 1
+        way_out = f"is there room for {needed} tokens in each cache and embedding of positions?"
+        raise ValueError(expected("generate", "logits that are numbers", "NaN", way_out))
+    return generated
+
+
+def _read_lengths(lengths: Any, prompt: jax.Array) -> jax.Array:
+    """Require a length for each prompt."""
+    lengths = jnp.asarray(lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        got = jnp.dtype(lengths.dtype).name
+        raise TypeError(message("generate", "lengths", "of an integer dtype", got))
+    if lengths.shape not in ((), prompt.shape[:-1]):
+        wanted, got = f"of shape {prompt.shape[:-1]}", f"shape {lengths.shape}"
+        raise ValueError(message("generate", "lengths", wanted, got))
+    most = prompt.shape[-1]
+    if not isinstance(lengths, Tracer) and not ((lengths >= 1) & (lengths <= most)).all():
+        raise ValueError(message("generate", "lengths", f"from 1 to {most}", lengths.tolist()))
+    fitting = jnp.where((lengths >= 1) & (lengths <= most), lengths, 0)
+    return jnp.broadcast_to(fitting, prompt.shape[:-1])
+
+
+def _require_first_position(state: Any, first_position: Any) -> None:
+    """Require to be told where prompts start that a state goes on with."""
+    counts = [leaf for path, leaf in jax.tree.leaves_with_path(state) if _is_count(path[-1])]
+    goes_on = any(not isinstance(n, Tracer) and np.any(np.asarray(n)) for n in counts)
+    if goes_on and isinstance(first_position, int) and first_position == 0:
+        what, got = "first_position with lengths and a state that goes on", "0"
+        raise ValueError(expected("generate", what, got, "pass the length so far, or a new state"))
+
+
+def _is_count(key: Any) -> bool:
+    """Return whether a leaf counts the tokens in a cache."""
+    return getattr(key, "name", None) == "length"
+
+
+@functools.partial(jax.jit, static_argnames=("apply", "steps", "top_k", "stops"))
+def _generate(
+    apply: Any, params: Any, state: Any, prompt: jax.Array, lengths: jax.Array | None,
+    first_position: Any, steps: int, rng: Key | None, temperature: Any, top_k: int | None,
+    top_p: Any, stops: tuple[int, ...],
+) -> tuple[Generated, jax.Array]:
+    """Return what is generated, and whether all logits are numbers."""
+
+    def draw(logits: jax.Array, i: Any, ended: jax.Array, before: Any) -> Any:
+        """Return a token for each sequence, which sequences have ended, and the check."""
+        logits = logits.astype(jnp.float32)
+        are_numbers = ~jnp.isnan(logits).any(-1)
+        if lengths is not None:
+            are_numbers &= lengths > 0
+        if temperature is None or rng is None:
+            token = jnp.argmax(logits, -1)
+        else:
+            divisor = jnp.asarray(temperature, jnp.float32)
+            is_greedy = divisor < 1e-30  # the smallest numbers are 0 to XLA
+            kept = _likely(logits / jnp.where(is_greedy, 1, divisor), top_k, top_p)
+            drawn = jax.random.categorical(jax.random.fold_in(rng, i), kept)
+            token = jnp.where(is_greedy, jnp.argmax(logits, -1), drawn)
+            are_numbers &= divisor >= 0
+        token = jnp.where(are_numbers, token.astype(prompt.dtype), -1)
+        token = jnp.where(ended, before, token)
+        for stop in stops:
+            ended |= token == stop
+        return token, ended, are_numbers.all()
+
+    def run(state: Any, x: Any) -> Any:
+        logits, state = apply(params, state, x, inference_mode=True)
+        if getattr(logits, "shape", ())[:-1] != (x if lengths is None else x[0]).shape:
+            wanted = "an array of logits (..., length, vocabulary)"
+            raise TypeError(message("generate", "the output", wanted, described(logits)))
+        return logits, state
+
+    after = None if lengths is None else jnp.asarray(first_position) + lengths
+    if lengths is None:
+        logits, state = run(state, prompt)
+        last = logits[..., -1, :]
+    else:
+        counted = jnp.broadcast_to(jnp.arange(prompt.shape[-1]), prompt.shape)
+        from_first = counted + jnp.asarray(first_position)[..., None]
+        positions = jnp.where(counted < lengths[..., None], from_first, -1)
+        logits, state = run(state, (prompt, positions))
+        last = jnp.take_along_axis(logits, (lengths - 1)[..., None, None], -2)[..., 0, :]
+    ended = jnp.zeros(prompt.shape[:-1], bool)
+    token, ended, is_number = draw(last, 0, ended, prompt[..., -1])
+
+    def step(carry: Any, i: jax.Array) -> tuple[Any, Any]:
+        state, token, ended, is_number = carry
+        x = token[..., None]
+        if after is not None:
+            x = x, (after + i - 1)[..., None]
+        logits, state = run(state, x)
+        token, ended, now = draw(logits[..., -1, :], i, ended, token)
+        return (state, token, ended, is_number & now), (token, ended)
+
+    first = token, ended
+    carry: Any = state, token, ended, is_number
+    (state, *_, is_number), others = jax.lax.scan(step, carry, jnp.arange(1, steps))
+    tokens, have_ended = (
+        jnp.moveaxis(jnp.concatenate([a[None], b]), 0, -1)
+        for a, b in zip(first, others, strict=True)
+    )
+    count = jnp.sum(~have_ended, -1) + have_ended[..., -1]
+    return Generated(tokens, count, state), is_number
+
+
+def _likely(logits: jax.Array, top_k: int | None, top_p: Any) -> jax.Array:
+    """Return the logits, -inf for tokens that are not to be drawn."""
+    if top_k is not None:
+        least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if top_p is not None:
+        ordered = jnp.sort(logits, -1, descending=True)
+        probabilities = jax.nn.softmax(ordered, -1)
+        before = jnp.cumsum(probabilities, -1) - probabilities
+        is_kept = (before < top_p).at[..., 0].set(True)
+        least = jnp.min(jnp.where(is_kept, ordered, jnp.inf), -1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return logits

@@ -1,0 +1,236 @@
+"""Train a small GPT on the English of Python's manual, character by character, and have it write.
+
+    python -m mlax.examples.gpt
+
+The text comes with Python: the topics of `help()`. The last tenth of it is held out. The same
+expression makes the model that is trained and the one that writes, which keeps the keys and values
+of its attention in its state. `--model lstm` trains a recurrent one instead.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mlax
+from mlax.positions import rotary
+
+try:
+    import optax
+    from matplotlib.figure import Figure
+    from tqdm import tqdm
+except ModuleNotFoundError as _error:
+    raise ModuleNotFoundError(
+        f'{_error}, which the examples need: pip install "mlax[examples]"', name=_error.name
+    ) from None
+
+ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
+CONTEXT = 128
+BATCH_SIZE = 8
+PROMPT = "The "
+
+Tree: TypeAlias = Any
+"""A pytree of arrays."""
+
+AnyLayer: TypeAlias = mlax.Layer[Any, Any, Any, Any]
+
+
+def gpt(decodes: bool = False) -> AnyLayer:
+    """Return a model of tokens (length,) with logits (length, vocabulary)."""
+    cache_length = CONTEXT if decodes else None
+    attention = mlax.attention(4, causal=True, rotary=rotary, cache_length=cache_length)
+    return mlax.series(
+        embed=mlax.embed(len(ALPHABET), 128),
+        body=mlax.repeat(mlax.transformer_block(attention, mlax.mlp(512)), 2),
+        norm=mlax.layer_norm(),
+        head=mlax.dense(len(ALPHABET)),
+    )
+
+
+def zeros(x: mlax.Shaped) -> tuple[jax.Array, jax.Array]:
+    """Return the carry that the lstm starts with."""
+    return jnp.zeros(256), jnp.zeros(256)
+
+
+def lstm(decodes: bool = False) -> AnyLayer:
+    """Return such a model without attention, whose state is the carry."""
+    return mlax.series(
+        embed=mlax.embed(len(ALPHABET), 128),
+        body=mlax.carried(mlax.recurrent(mlax.lstm_cell(256)), zeros, decodes=decodes),
+        head=mlax.dense(len(ALPHABET)),
+    )
+
+
+MODELS = {"gpt": gpt, "lstm": lstm}
+
+
+class Text(NamedTuple):
+    """Characters as numbers."""
+
+    train: np.ndarray
+    """The first nine tenths."""
+    test: np.ndarray
+    """The last tenth."""
+
+
+def encode(text: str) -> np.ndarray:
+    """Return the indices of characters; those that are not in the alphabet are left out."""
+    return np.array([ALPHABET.index(c) for c in text if c in ALPHABET], np.int32)
+
+
+def decode(tokens: Any) -> str:
+    """Return the text of indices."""
+    return "".join(ALPHABET[i] for i in np.asarray(tokens))
+
+
+def load() -> Text:
+    """Return the topics of `help()`, one after the other."""
+    text = encode("\n\n".join(topics[name] for name in sorted(topics)))
+    return Text(text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :])
+
+
+def batch(text: np.ndarray, step: int, seed: int) -> np.ndarray:
+    """Return pieces of the text from random places, which the step and the seed decide."""
+    starts = np.random.default_rng((seed, step)).integers(len(text) - CONTEXT, size=BATCH_SIZE)
+    pieces: np.ndarray = text[starts[:, None] + np.arange(CONTEXT + 1)]
+    return pieces
+
+
+class Carry(NamedTuple):
+    """Everything that a step changes."""
+
+    params: Tree
+    """Parameters of the model."""
+    opt_state: Tree
+    """State of the optimizer."""
+
+
+class Program(NamedTuple):
+    """The model and what is done with it."""
+
+    carry: Carry
+    """The carry to start with."""
+    step: Callable[[Carry, np.ndarray], tuple[Carry, jax.Array]]
+    """`step(carry, tokens)` trains on a batch, and returns the loss in nats a character."""
+    evaluate: Callable[[Tree, np.ndarray], jax.Array]
+    """`evaluate(params, tokens)` returns the loss of a batch."""
+    write: Callable[[Tree, str, int, mlax.Key], str]
+    """`write(params, prompt, length, rng)` returns a text that goes on from a prompt."""
+
+
+def program(name: str, steps: int, seed: int) -> Program:
+    """Return the model, its training and its writing."""
+    model, writer = mlax.batched(MODELS[name]()), MODELS[name](decodes=True)
+    params, state = model.init(jax.random.key(seed), jnp.zeros((1, CONTEXT), int))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 20, steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, 0.9, 0.95))
+
+    def loss(params: Tree, tokens: jax.Array) -> jax.Array:
+        logits, _ = model.apply(params, state, tokens[:, :-1])
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]))
+
+    @jax.jit
+    def step(carry: Carry, tokens: np.ndarray) -> tuple[Carry, jax.Array]:
+        value, grads = jax.value_and_grad(loss)(carry.params, jnp.asarray(tokens))
+        updates, opt_state = optimizer.update(grads, carry.opt_state, carry.params)
+        return Carry(optax.apply_updates(carry.params, updates), opt_state), value
+
+    def write(params: Tree, prompt: str, length: int, rng: mlax.Key) -> str:
+        tokens = jnp.asarray(encode(prompt))
+        cache = mlax.init_state(writer, params, tokens)
+        generated = mlax.generate(writer.apply, params, cache, tokens, length, rng, 0.8)
+        return prompt + decode(generated.tokens)
+
+    return Program(Carry(params, optimizer.init(params)), step, jax.jit(loss), write)
+
+
+def held_out_loss(evaluate: Callable[..., jax.Array], params: Tree, text: np.ndarray) -> float:
+    """Return the mean loss over the whole text, in nats a character."""
+    count = (len(text) - 1) // CONTEXT
+    pieces = text[np.arange(count)[:, None] * CONTEXT + np.arange(CONTEXT + 1)]
+    batches = pieces[: count // BATCH_SIZE * BATCH_SIZE].reshape(-1, BATCH_SIZE, CONTEXT + 1)
+    return float(np.mean([evaluate(params, tokens) for tokens in batches]))
+
+
+def save(path: Path, carry: Carry, done: int) -> None:
+    """Write the arrays of a carry and the number of steps done; the old file stays till then."""
+    arrays = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(carry))}
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, done=np.asarray(done), **arrays)
+    partial.replace(path)
+
+
+def restore(path: Path, like: Carry) -> tuple[Carry, int]:
+    """Return what `save` wrote."""
+    with np.load(path) as file:
+        leaves = [jnp.asarray(file[str(i)]) for i in range(len(jax.tree.leaves(like)))]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), int(file["done"])
+
+
+def draw(losses: list[float], tested: list[tuple[int, float]]) -> Figure:
+    """Plot the loss over the steps."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    first = tested[-1][0] - len(losses) + 1
+    axes.plot(range(first, first + len(losses)), losses, color="tab:orange", label="training", lw=1)
+    axes.plot(*zip(*tested, strict=True), color="tab:blue", label="held out", marker="o")
+    axes.set(title=f"{tested[-1][1]:.2f} nats a character, held out", xlabel="step", ylabel="loss")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train with the command-line options, and write now and then."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mlax.examples.gpt", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Train a small GPT on the English of Python's manual.",
+    )
+    parser.add_argument("--model", choices=MODELS, default="gpt", help="the model to train")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps in all")
+    parser.add_argument("--every", type=int, default=200, help="steps between samples")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument("--checkpoint", type=Path, default="gpt.npz", help="file to save in")
+    parser.add_argument("--output", type=Path, default="gpt.png", help="image file to write")
+    options = parser.parse_args(argv)
+    if options.steps < 1 or options.every < 1:
+        parser.error("--steps, --every: expected at least 1")
+    if options.resume and not options.checkpoint.exists():
+        parser.error(f"--resume: expected a checkpoint, found no {options.checkpoint}")
+
+    text = load()
+    carry, step, evaluate, write = program(options.model, options.steps, options.seed)
+    done = 0
+    if options.resume:
+        carry, done = restore(options.checkpoint, carry)
+    losses: list[float] = []
+    tested: list[tuple[int, float]] = []
+    progress = tqdm(range(done, options.steps), initial=done, total=options.steps, unit="step")
+    start = time.perf_counter()
+    for i in progress:
+        carry, value = step(carry, batch(text.train, i, options.seed))
+        losses.append(float(value))
+        rate = len(losses) * BATCH_SIZE * CONTEXT / (time.perf_counter() - start)
+        progress.set_postfix_str(f"loss {value:.2f}, {rate:,.0f} tokens/s")
+        if (i + 1) % options.every == 0 or i + 1 == options.steps:
+            tested.append((i + 1, held_out_loss(evaluate, carry.params, text.test)))
+            sample = write(carry.params, PROMPT, CONTEXT - len(PROMPT), jax.random.key(i))
+            progress.write(f"--- step {i + 1}, held out {tested[-1][1]:.2f}\n{sample}\n")
+            save(options.checkpoint, carry, i + 1)
+    if not tested:
+        parser.error(f"--resume: {options.checkpoint} has {done} steps already")
+    draw(losses, tested).savefig(options.output, dpi=150, format="png")
+    print(f"checkpoint: {options.checkpoint}, picture: {options.output}")
+    print(f"held-out loss: {tested[-1][1]:.3f} nats a character")
+
+
+if __name__ == "__main__":
+    main()

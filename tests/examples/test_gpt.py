@@ -1,0 +1,87 @@
+"""The gpt program learns, writes, saves and resumes."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import mlax
+from mlax.examples import gpt
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def small(decodes: bool = False) -> Any:
+    """Return a model that learns in a few steps."""
+    attention = mlax.attention(2, causal=True, cache_length=gpt.CONTEXT if decodes else None)
+    return mlax.series(
+        mlax.embed(len(gpt.ALPHABET), 16), mlax.residual(attention), mlax.dense(len(gpt.ALPHABET))
+    )
+
+
+def test_the_text_is_what_python_comes_with() -> None:
+    text = gpt.load()
+    assert len(text.train) > 8 * len(text.test) > 300_000
+    assert "statement" in gpt.decode(text.train)
+    assert gpt.decode(gpt.encode("The café\n")) == "The caf\n"
+
+
+def test_batches_are_pieces_of_the_text() -> None:
+    text = gpt.load().train
+    pieces = gpt.batch(text, 3, 0)
+    assert pieces.shape == (gpt.BATCH_SIZE, gpt.CONTEXT + 1)
+    assert gpt.decode(pieces[0]) in gpt.decode(text)
+    np.testing.assert_array_equal(pieces, gpt.batch(text, 3, 0))
+    assert (pieces != gpt.batch(text, 4, 0)).any()
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Make the program small, and run it in a folder of its own."""
+    text = gpt.load()
+    monkeypatch.setattr(gpt, "load", lambda: gpt.Text(text.train, text.test[:3000]))
+    monkeypatch.setitem(gpt.MODELS, "gpt", small)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_it_learns_and_writes(few: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gpt.main(["--steps", "60", "--every", "30"])
+    assert (few / "gpt.png").read_bytes().startswith(PNG)
+    printed = capsys.readouterr()
+    assert float(printed.out.split("held-out loss: ")[1].split()[0]) < 4.0  # log(96) is 4.6
+    assert (printed.out + printed.err).count("The ") >= 2
+
+
+def test_it_goes_on_where_it_was_stopped(few: Path) -> None:
+    gpt.main(["--steps", "4", "--every", "2"])
+    whole, done = gpt.restore(few / "gpt.npz", gpt.program("gpt", 4, 0).carry)
+    assert done == 4
+    run = gpt.program("gpt", 4, 0)
+    carry = run.carry
+    for i in range(2):
+        carry, _ = run.step(carry, gpt.batch(gpt.load().train, i, 0))
+    gpt.save(few / "gpt.npz", carry, 2)
+    gpt.main(["--steps", "4", "--every", "2", "--resume"])
+    resumed, _ = gpt.restore(few / "gpt.npz", run.carry)
+    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--steps", "0"], ["--resume"], ["--model", "ssm"]], ids=str
+)
+def test_wrong_options_are_named(
+    few: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        gpt.main(arguments)
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_the_lstm_is_a_model_too() -> None:
+    run = gpt.program("lstm", 2, 0)
+    _, loss = run.step(run.carry, gpt.batch(gpt.load().train, 0, 0))
+    assert float(loss) == pytest.approx(np.log(len(gpt.ALPHABET)), abs=0.3)

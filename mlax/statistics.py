@@ -92,10 +92,10 @@ def statistics(
         return mesh.mapped_mean(owner, value, axes, vmap_names)
 
     x = x.astype(wide_dtype(x.dtype))
-    estimate = _rounded(mean_of(_sample(lax.stop_gradient(x), axes)))
+    estimate = _rounded(mean_of(_sample(lax.stop_gradient(x), axes)), 3)
     difference = x - lax.expand_dims(estimate, axes)
     offset = mean_of(difference)
-    variance = mean_of(lax.square(difference)) - lax.square(offset)
+    variance = _rounded(mean_of(lax.square(difference)), 1) - lax.square(offset)
     if mesh_names:
         estimates, offsets, variances = _gather((estimate, offset, variance), mesh_names)
         from_first = (estimates - estimates[0]) + offsets
@@ -120,14 +120,14 @@ def _sample(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return lax.slice_in_dim(x, 0, None, min(16, lengths[longest]), longest)
 
 
-def _rounded(estimate: jax.Array) -> jax.Array:
-    """Return an estimate in 3 bits less.
+def _rounded(x: jax.Array, bits: int) -> jax.Array:
+    """Return a number in so many bits less.
 
     A compiler can't contract it with what follows, and so take different numbers for it in
     different places.
     """
-    info = jnp.finfo(estimate.dtype)
-    return lax.reduce_precision(estimate, info.nexp, info.nmant - 3)
+    info = jnp.finfo(x.dtype)
+    return lax.reduce_precision(x, info.nexp, info.nmant - bits)
 
 
 def standardized(
@@ -159,7 +159,8 @@ def _normal_and_factor(
     scale = _scale_to_squarable(lax.stop_gradient(x), lax.stop_gradient(epsilon), axes)
     value = x * scale
     if centred:
-        value -= _rounded(jnp.mean(_sample(lax.stop_gradient(value), axes), axes, keepdims=True))
+        sample = _sample(lax.stop_gradient(value), axes)
+        value -= _rounded(jnp.mean(sample, axes, keepdims=True), 3)
         offset = jnp.mean(value, axes, keepdims=True)
         variance = jnp.mean(jnp.square(value), axes, keepdims=True) - jnp.square(offset)
         value -= offset

@@ -451,6 +451,14 @@ def require_array(owner: str, x: object, name: str = "x") -> None:
         raise TypeError(message(owner, name, "an array", described(x)))
 
 
+def require_integers(owner: str, x: Any, name: str = "x") -> None:
+    """Require an array of an integer dtype."""
+    require_array(owner, x, name)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        got = jnp.dtype(x.dtype).name
+        raise TypeError(message(owner, name, "of an integer dtype", got))
+
+
 def array(owner: str, x: jax.Array, name: str = "x") -> jax.Array:
     """Return a jax array, in a dtype that jax supports: float64 may be disabled."""
     require_array(owner, x, name)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mlax.arguments import described, read_size, require_key
+from mlax.arguments import described, read_size, require_integers, require_key
 from mlax.errors import expected, message
 from mlax.layer import Apply, Key, Layer, P, S
 from mlax.statistics import WARNS
@@ -136,9 +136,7 @@ def generate(
     (4,)
     """
     prompt = jnp.asarray(prompt)
-    if not jnp.issubdtype(prompt.dtype, jnp.integer):
-        got = jnp.dtype(prompt.dtype).name
-        raise TypeError(message("generate", "prompt", "of an integer dtype", got))
+    require_integers("generate", prompt, "prompt")
     if prompt.ndim < 1 or prompt.shape[-1] < 1:
         raise ValueError(expected("generate", "a prompt of one token or more", prompt.shape))
     read_size("generate", "steps", steps)
@@ -179,9 +177,7 @@ def generate(
 def _read_lengths(lengths: Any, prompt: jax.Array) -> jax.Array:
     """Require a length for each prompt."""
     lengths = jnp.asarray(lengths)
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        got = jnp.dtype(lengths.dtype).name
-        raise TypeError(message("generate", "lengths", "of an integer dtype", got))
+    require_integers("generate", lengths, "lengths")
     if lengths.shape not in ((), prompt.shape[:-1]):
         wanted, got = f"of shape {prompt.shape[:-1]}", f"shape {lengths.shape}"
         raise ValueError(message("generate", "lengths", wanted, got))

@@ -288,9 +288,7 @@ def _require_shapes(inputs: AttentionInputs) -> None:
         value = getattr(inputs, name)
         if value is None:
             continue
-        if not jnp.issubdtype(value.dtype, jnp.integer):
-            got = jnp.dtype(value.dtype).name
-            raise TypeError(message("attention", name, "of an integer dtype", got))
+        arguments.require_integers("attention", value, name)
         if not _broadcasts(value.shape, shape):
             got = f"shape {value.shape}"
             raise ValueError(message("attention", name, f"of shape {shape}", got))

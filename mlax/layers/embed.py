@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec
 
 from mlax import arguments, mesh
 from mlax.arguments import DType, Sharding, Size
-from mlax.errors import message
 from mlax.initializers import Initializer, embedding_normal, initialize
 from mlax.layer import Key, Shaped
 from mlax.pair import stateless
@@ -36,7 +35,7 @@ class EmbedConfig(NamedTuple):
 def apply(params: EmbedParams, config: EmbedConfig, x: jax.Array) -> jax.Array:
     """Return the rows of the embedding: see `mlax.embed`."""
     arguments.require_axes("embed", "params.embedding", params.embedding, 2)
-    _require_integers(x)
+    arguments.require_integers("embed", x)
     indices = _indices(x, params.embedding.shape[0])
     sharding = config.out_sharding
     if sharding is None:
@@ -90,14 +89,8 @@ def embed(
     >>> y.shape
     (2, 3)
     """
-    _require_integers(x)
+    arguments.require_integers("embed", x)
     shape = (vocab_size, embed_dim)
     return EmbedParams(
         initialize("embed", "embed_initializer", embed_initializer, rng, shape, dtype)
     )
-
-
-def _require_integers(x: Shaped) -> None:
-    arguments.require_array("embed", x)
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(message("embed", "x", "of an integer dtype", jnp.dtype(x.dtype).name))

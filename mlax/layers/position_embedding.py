@@ -80,10 +80,7 @@ def _read(x: Any) -> tuple[Any, Any]:
         x, positions = arguments.require_pair("position_embedding", "x", x, "(x, positions)")
     arguments.require_rank("position_embedding", x, 2)
     if positions is not None:
-        arguments.require_array("position_embedding", positions, "positions")
-        if not jnp.issubdtype(positions.dtype, jnp.integer):
-            got = jnp.dtype(positions.dtype).name
-            raise TypeError(message("position_embedding", "positions", "of an integer dtype", got))
+        arguments.require_integers("position_embedding", positions, "positions")
         if positions.shape not in (x.shape[:-1], x.shape[-2:-1]):
             wanted, got = f"of shape {x.shape[:-1]}", f"shape {positions.shape}"
             raise ValueError(message("position_embedding", "positions", wanted, got))

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 from jax.experimental import checkify
+from jax.sharding import PartitionSpec
 
 from mlax import arguments, functional, taps
-from mlax.arguments import ANOTHER_MODEL, DType, Epsilon, Number, Rate, Rule, Size
+from mlax.arguments import ANOTHER_MODEL, DType, Epsilon, Number, Rate, Rule, Sharding, Size
 from mlax.decoding import require_inference
 from mlax.errors import expected, message
 from mlax.initializers import Initializer, initialize, lecun_normal
@@ -153,6 +154,8 @@ class AttentionConfig(NamedTuple):
     """Number of tokens that the cache has room for."""
     cache_policy: str
     """What happens when the cache is full."""
+    out_sharding: PartitionSpec | None
+    """Sharding of y over explicit mesh axes."""
 
     @property
     def projections(self) -> dict[str, dense.DenseConfig]:
@@ -231,7 +234,8 @@ def apply(
     y = _without_padding(y, mask, lengths, inputs.memory is None)
     if overflows is not None:
         y = jnp.where(overflows, jnp.nan, y)
-    y = dense.apply(params.output, _DENSE, y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1]))
+    output = dense.DenseConfig(True, config.out_sharding)
+    y = dense.apply(params.output, output, y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1]))
     return y, State(variables, config)
 
 
@@ -561,6 +565,7 @@ def attention(
     cache_policy: Annotated[Literal["error", "wrap"], Rule(_read_policy)] = "error",
     kernel_initializer: Initializer = lecun_normal,
     bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
+    out_sharding: Sharding | None = None,
 ) -> tuple[AttentionParams, State[Any, AttentionConfig]]:
     """Attention with several heads: y = output(softmax(q k^T * scale + bias) v).
 
@@ -610,6 +615,7 @@ def attention(
             with (num_heads * head_dim, out_features).
         bias_initializer: called with the length of a bias.
         dtype: dtype of the parameters. They are cast to the dtype of x when used.
+        out_sharding: as in `mlax.linear`, for y: it has to be given where heads are sharded.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not floating.
@@ -689,6 +695,6 @@ def attention(
     config = AttentionConfig(
         num_heads, num_kv_heads, causal, window, rotary, fused, use_bias, use_output_bias, qk_norm,
         epsilon, scale, softcap, dropout_rate, implementation, require_fused, cache_length,
-        cache_policy,
+        cache_policy, out_sharding,
     )
     return params, State(variables, config)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
+from jax.sharding import PartitionSpec as P
 
 import mlax
 from mlax import AttentionInputs
@@ -314,6 +315,31 @@ def test_gradients_are_those_of_the_plain_formula(inputs: Any) -> None:
         jax.tree.leaves(loss(plain.apply, plain_state)), strict=True,
     ):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_heads_may_be_sharded_over_an_explicit_mesh(fused: bool) -> None:
+    mesh = jax.make_mesh((2,), ("model",), devices=jax.devices()[:2])
+    x = normal(1, 6, 8)
+    layer = mlax.attention(2, causal=True, out_sharding=P(None, None), fused=fused)
+    params, state = layer.init(KEY, x)
+    expected, _ = layer.apply(params, state, x)
+
+    def placed(path: Any, leaf: jax.Array) -> Any:
+        spec = P("model", None) if path[0].name == "output" else P(None, "model")
+        if leaf.ndim == 1:
+            spec = P(None) if path[0].name == "output" else P("model")
+        return jax.device_put(leaf, jax.NamedSharding(mesh, spec))
+
+    with jax.set_mesh(mesh):
+        sharded = jax.tree.map_with_path(placed, params)
+        x = jax.device_put(x, jax.NamedSharding(mesh, P(None, None)))
+        run = jax.jit(lambda p, x: layer.apply(p, state, x)[0])
+        y = run(sharded, x)
+        ambiguous = mlax.attention(2, causal=True, fused=fused)
+        with pytest.raises(ValueError, match="out_sharding"):
+            ambiguous.apply(sharded, ambiguous.init(KEY, x)[1], x)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
 # Decoding.

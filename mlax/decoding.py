@@ -38,7 +38,7 @@ def init_state(layer: Layer[P, S, Any, Any], params: P, x: Any) -> S:
     >>> params, _ = mlax.attention(2, causal=True).init(jax.random.key(0), x)
     >>> decoder = mlax.attention(2, causal=True, cache_length=16)
     >>> mlax.init_state(decoder, params, x).variables.key.shape
-    (16, 2, 4)
+    (2, 16, 4)
     """
     key = jax.random.key(0)
     own, _ = jax.eval_shape(layer.init, key, x)

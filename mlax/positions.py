@@ -42,6 +42,17 @@ def signed(positions: jax.Array) -> jax.Array:
     return jnp.minimum(positions, jnp.asarray(largest, positions.dtype)).astype(jnp.int32)
 
 
+def of_rank(array: jax.Array, rank: int) -> jax.Array:
+    """Return an array with axes of length 1 in front."""
+    return array.reshape(*(1,) * (rank - array.ndim), *array.shape)
+
+
+def with_padding(positions: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Return positions that are negative beyond the lengths."""
+    counted = of_rank(jnp.arange(positions.shape[-1]), positions.ndim)
+    return jnp.where(counted < of_rank(lengths, positions.ndim - 1)[..., None], positions, -1)
+
+
 def rotary(
     x: jax.Array, positions: jax.Array, *, base: float = 10_000.0, dims: int | None = None,
     interleaved: bool = False, scaling: LlamaScaling | None = None,

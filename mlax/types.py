@@ -35,8 +35,9 @@ from mlax.decoding import Generated
 from mlax.initializers import Initializer
 from mlax.layer import Apply, ApplyWithRng, AxisName, Init, Key, Layer, Shaped, State
 from mlax.layers.attention import (
-    AttentionCache, AttentionConfig, AttentionInputs, AttentionParams, Product, Rotation,
+    AttentionConfig, AttentionInputs, AttentionParams, Product, Rotation,
 )
+from mlax.layers.attention_cache import AttentionCache
 from mlax.layers.bias import BiasConfig, BiasParams, InFeatures
 from mlax.layers.cells import (
     CellParams, GruCellConfig, GruCellParams, LstmCellConfig, RnnCellConfig,

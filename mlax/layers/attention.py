@@ -17,9 +17,6 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.core import Tracer
-from jax.experimental import checkify
 from jax.sharding import PartitionSpec
 
 from mlax import arguments, functional, taps
@@ -29,10 +26,11 @@ from mlax.errors import expected, message
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import AxisName, Key, State
 from mlax.layers import dense, norms
+from mlax.layers.attention_cache import CachePolicy, empty_cache, extended, positions_after
 from mlax.layers.dense import DenseParams
 from mlax.layers.norms import NormParams
 from mlax.pair import layer, require_params
-from mlax.positions import signed
+from mlax.positions import of_rank, signed, with_padding
 
 Rotation: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 """Turns queries or keys, (..., length, heads, head_dim), by their positions, (..., length)."""
@@ -104,19 +102,6 @@ class AttentionParams(NamedTuple):
     """kernel (num_heads * head_dim, out_features)."""
 
 
-class AttentionCache(NamedTuple):
-    """Variables of `attention` with a cache: what was decoded so far."""
-
-    key: jax.Array
-    """(..., cache_length, num_kv_heads, head_dim)."""
-    value: jax.Array
-    """(..., cache_length, num_kv_heads, head_dim)."""
-    positions: jax.Array
-    """(..., cache_length), negative where there is nothing."""
-    length: jax.Array
-    """The number of tokens decoded so far, padding included."""
-
-
 class AttentionConfig(NamedTuple):
     """Configuration of `attention`."""
 
@@ -152,7 +137,7 @@ class AttentionConfig(NamedTuple):
     """Whether to raise where `implementation` is not used."""
     cache_length: int | None
     """Number of tokens that the cache has room for."""
-    cache_policy: str
+    cache_policy: CachePolicy
     """What happens when the cache is full."""
     out_sharding: PartitionSpec | None
     """Sharding of y over explicit mesh axes."""
@@ -184,16 +169,21 @@ def apply(
     positions, lengths = inputs.positions, inputs.lengths
     memory_positions = positions if inputs.memory is None else inputs.memory_positions
     if config.cache_length is not None:
-        _require_decoding(config, inputs, cache, inference_mode)
-        positions = memory_positions = _positions_after(cache, inputs)
+        _require_decoding(inputs, cache.positions.shape[:-1], inference_mode)
+        shape = inputs.x.shape[:-1]
+        positions = memory_positions = positions_after(cache, shape, positions, lengths)
         lengths = None
     if config.rotary is not None:
         query = config.rotary(query, _or_counted(positions, query))
         key = config.rotary(key, _or_counted(memory_positions, key))
     overflows: Any = None
     if config.cache_length is not None:
-        cache, overflows = _extended(config, cache, key, value, positions)
-        key, value = cache.key.astype(query.dtype), cache.value.astype(query.dtype)
+        cache, overflows = extended(
+            cache, key, value, positions, config.cache_policy, config.window
+        )
+        key, value = (
+            jnp.swapaxes(a, -2, -3).astype(query.dtype) for a in (cache.key, cache.value)
+        )
         memory_positions = cache.positions
 
     drops = bool(config.dropout_rate) and not inference_mode
@@ -208,9 +198,9 @@ def apply(
         positions = _or_counted(positions, query)
         memory_positions = _or_counted(memory_positions, key)
         if lengths is not None:
-            memory_positions = _with_padding(memory_positions, lengths)
+            memory_positions = with_padding(memory_positions, lengths)
             if inputs.memory is None:
-                positions = _with_padding(positions, lengths)
+                positions = with_padding(positions, lengths)
         allowed = _allowed(config, positions, memory_positions)[..., None, :, :]
         mask = allowed if mask is None else mask & allowed
         lengths, order = None, {}
@@ -344,18 +334,7 @@ def _or_counted(positions: Any, x: jax.Array) -> jax.Array:
     """Return positions for x, (..., length, heads, head_dim), counted if they aren't given."""
     if positions is None:
         positions = jnp.arange(x.shape[-3])
-    return _of_rank(positions, x.ndim - 2)
-
-
-def _of_rank(array: jax.Array, rank: int) -> jax.Array:
-    """Return an array with axes of length 1 in front."""
-    return array.reshape(*(1,) * (rank - array.ndim), *array.shape)
-
-
-def _with_padding(positions: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Return positions that are negative beyond the lengths."""
-    counted = _of_rank(jnp.arange(positions.shape[-1]), positions.ndim)
-    return jnp.where(counted < _of_rank(lengths, positions.ndim - 1)[..., None], positions, -1)
+    return of_rank(positions, x.ndim - 2)
 
 
 def _allowed(config: AttentionConfig, positions: jax.Array, of_keys: jax.Array) -> jax.Array:
@@ -396,7 +375,7 @@ def _fitting_mask_and_bias(
                 wanted = f"broadcastable to {without} or, with the axis of heads, {full}"
             got = f"shape {getattr(inputs, name).shape}"
             raise ValueError(message("attention", name, wanted, got))
-    mask, bias = (a if a is None else _of_rank(a, len(full)) for a in (mask, bias))
+    mask, bias = (a if a is None else of_rank(a, len(full)) for a in (mask, bias))
     return mask, bias
 
 
@@ -410,7 +389,7 @@ def _product(
         wide = jnp.promote_types(query.dtype, jnp.float32)
         bias = bias.astype(query.dtype if implementation == "cudnn" else wide)
     if lengths is not None:
-        lengths = jnp.broadcast_to(_of_rank(lengths, len(lead)), lead).astype(jnp.int32)
+        lengths = jnp.broadcast_to(of_rank(lengths, len(lead)), lead).astype(jnp.int32)
 
     def batch(q: Any, k: Any, v: Any, bias: Any, mask: Any, lengths: Any) -> jax.Array:
         """Return it for one batch axis."""
@@ -473,7 +452,7 @@ def _without_padding(
         attends = jnp.swapaxes(jnp.any(mask, -1), -1, -2)[..., None]
     elif lengths is not None:
         first = jnp.arange(y.shape[-3]) if is_self_attention else jnp.zeros(1, int)
-        real = _of_rank(first, y.ndim - 2) < _of_rank(lengths, y.ndim - 3)[..., None]
+        real = of_rank(first, y.ndim - 2) < of_rank(lengths, y.ndim - 3)[..., None]
         attends = real[..., None, None]
     else:
         return y
@@ -481,71 +460,22 @@ def _without_padding(
 
 
 def _require_decoding(
-    config: AttentionConfig, inputs: AttentionInputs, cache: AttentionCache, inference_mode: bool
+    inputs: AttentionInputs, batch: tuple[int, ...], inference_mode: bool
 ) -> None:
-    """Require what a cache can serve."""
+    """Require what a cache for a batch of a shape can serve."""
     require_inference("attention", inference_mode, "cache_length")
     if inputs.memory is not None:
         raise ValueError(expected("attention", "x alone with a cache", "a memory"))
-    lead, kept = inputs.x.shape[:-2], cache.positions.shape[:-1]
-    if lead != kept:
-        wanted, got = f"a cache for a batch of shape {lead}", f"one for {kept}"
+    lead = inputs.x.shape[:-2]
+    if lead != batch:
+        wanted, got = f"a cache for a batch of shape {lead}", f"one for {batch}"
         raise ValueError(expected("attention", wanted, got, "initialise the state for this batch"))
 
 
-def _positions_after(cache: AttentionCache, inputs: AttentionInputs) -> jax.Array:
-    """Return the positions of a chunk, which go on from those in the cache if they aren't given."""
-    positions = inputs.positions
-    if positions is None:
-        after = jnp.max(cache.positions, -1, keepdims=True) + 1
-        positions = after + _of_rank(jnp.arange(inputs.x.shape[-2]), after.ndim)
-    positions = _of_rank(positions, inputs.x.ndim - 1)
-    if inputs.lengths is not None:
-        positions = _with_padding(positions, inputs.lengths)
-    return jnp.broadcast_to(positions, inputs.x.shape[:-1]).astype(cache.positions.dtype)
-
-
-def _extended(
-    config: AttentionConfig, cache: AttentionCache, key: jax.Array, value: jax.Array,
-    positions: jax.Array,
-) -> tuple[AttentionCache, Any]:
-    """Return the cache with a chunk in it, and whether it overflows."""
-    size, new_tokens = cache.positions.shape[-1], positions.shape[-1]
-    length = cache.length + new_tokens
-    key, value = key.astype(cache.key.dtype), value.astype(cache.value.dtype)
-    if config.cache_policy == "wrap":
-        assert config.window is not None
-        most = size - config.window + 1
-        if new_tokens > most:
-            wanted = f"at most {most} tokens at once with this cache and window"
-            raise ValueError(expected("attention", wanted, new_tokens, "make cache_length larger"))
-        slots = (cache.length + jnp.arange(new_tokens)) % size
-        return AttentionCache(
-            cache.key.at[..., slots, :, :].set(key), cache.value.at[..., slots, :, :].set(value),
-            cache.positions.at[..., slots].set(positions), length,
-        ), None
-    is_known = not isinstance(length, Tracer)
-    if new_tokens > size or is_known and int(length) > size:
-        taken = f", of which {int(cache.length)} are taken" if is_known else ""
-        wanted = f"a chunk that fits into a cache of {size} tokens{taken}"
-        way_out = "make cache_length larger, or start with a new state"
-        raise ValueError(expected("attention", wanted, f"{new_tokens} tokens", way_out))
-    overflows = length > size
-    checkify.debug_check(~overflows, f"attention: the cache of {size} tokens is full")
-
-    def updated(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-        return lax.dynamic_update_slice_in_dim(old, new, cache.length, axis)
-
-    return AttentionCache(
-        updated(cache.key, key, -3), updated(cache.value, value, -3),
-        updated(cache.positions, positions, -1), length,
-    ), overflows
-
-
 def _read_policy(owner: str, name: str, value: Any) -> str:
-    if value in ("error", "wrap"):
+    if value in ("error", "nan", "wrap"):
         return str(value)
-    raise ValueError(message(owner, name, '"error" or "wrap"', repr(value)))
+    raise ValueError(message(owner, name, '"error", "nan" or "wrap"', repr(value)))
 
 
 def _needs_rng(*_: Any, dropout_rate: float = 0.0, **__: Any) -> bool:
@@ -562,7 +492,7 @@ def attention(
     scale: Number | None = None, softcap: Number | None = None, dropout_rate: Rate = 0.0,
     implementation: Implementation | None = None,
     require_fused: bool = False, cache_length: Size | None = None,
-    cache_policy: Annotated[Literal["error", "wrap"], Rule(_read_policy)] = "error",
+    cache_policy: Annotated[CachePolicy, Rule(_read_policy)] = "error",
     kernel_initializer: Initializer = lecun_normal,
     bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
     out_sharding: Sharding | None = None,
@@ -609,8 +539,11 @@ def attention(
         cache_length: number of tokens that the cache has room for.
         cache_policy: what happens when it is full. "error" raises if the number of tokens is known
             outside of `jax.jit`; in compiled code y is NaN from then on, and a check of
-            `jax.experimental.checkify` fails. "wrap" overwrites the oldest tokens; with a window
-            w, it takes at most cache_length - w + 1 tokens at once.
+            `jax.experimental.checkify` fails. "nan" is the same without the check, with which JAX
+            takes about 2 ms longer to start a program of 100 arrays: it pays where each token is
+            a program of its own, as in a loop around a jitted `apply`, but not in
+            `mlax.generate`. "wrap" overwrites the oldest tokens; with a window w, it takes at most
+            cache_length - w + 1 tokens at once.
         kernel_initializer: called with (features, heads * head_dim) for each of q, k and v, and
             with (num_heads * head_dim, out_features).
         bias_initializer: called with the length of a bias.
@@ -688,10 +621,8 @@ def attention(
         params = AttentionParams(query, key, value, None, norm, norm, output)
     variables: Any = ()
     if cache_length is not None:
-        lead = inputs.x.shape[:-2]
-        empty = jnp.zeros((*lead, cache_length, kv_heads, width), inputs.x.dtype)
-        nowhere = jnp.full((*lead, cache_length), -1, jnp.int32)
-        variables = AttentionCache(empty, empty, nowhere, jnp.zeros((), jnp.int32))
+        lead, dtype_of_x = inputs.x.shape[:-2], inputs.x.dtype
+        variables = empty_cache(lead, cache_length, kv_heads, width, dtype_of_x)
     config = AttentionConfig(
         num_heads, num_kv_heads, causal, window, rotary, fused, use_bias, use_output_bias, qk_norm,
         epsilon, scale, softcap, dropout_rate, implementation, require_fused, cache_length,

@@ -464,6 +464,18 @@ def test_a_full_cache_is_never_silent() -> None:
     assert error.get() is None and jnp.isfinite(y).all()
 
 
+def test_without_a_check_a_full_cache_is_nan_and_jax_dispatches_in_one_call() -> None:
+    decoder = mlax.attention(2, causal=True, cache_length=4, cache_policy="nan")
+    params, state = decoder.init(KEY, X)
+    step = jax.jit(functools.partial(decoder.apply, inference_mode=True))
+    _, after = step(params, state, X[:3])
+    assert jnp.isfinite(step(params, after, X[3:4])[0]).all()
+    assert jnp.isnan(step(params, after, X[3:5])[0]).all()
+    assert not step.trace(params, state, X[:3]).jaxpr.effects
+    with pytest.raises(ValueError, match="a cache of 4 tokens"):
+        decoder.apply(params, state, X[:5], inference_mode=True)
+
+
 def test_a_donated_cache_is_updated_in_place() -> None:
     decoder = mlax.attention(2, causal=True, cache_length=64)
     params, state = decoder.init(KEY, X)
@@ -500,7 +512,7 @@ def test_each_example_of_batched_has_its_cache() -> None:
         (X, {"num_heads": 2, "implementation": "flash"}, ValueError, "\"xla\", \"cudnn\" or a fun"),
         (X, {"num_heads": 2, "cache_length": 8}, ValueError, "causal self-attention with cache_l"),
         (X, {"num_heads": 2, "cache_policy": "wrap"}, ValueError, "cache_length >= window with"),
-        (X, {"num_heads": 2, "cache_policy": "drop"}, ValueError, '"error" or "wrap"'),
+        (X, {"num_heads": 2, "cache_policy": "drop"}, ValueError, '"nan" or "wrap"'),
         (AttentionInputs(X, MEMORY), {"num_heads": 2, "fused": True}, ValueError, "x alone with fu"),
         (AttentionInputs(X, MEMORY[None]), {"num_heads": 2}, ValueError, r"memory.*\(1, 5, 4\)"),
     ],

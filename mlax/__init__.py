@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from mlax.layers.parameter import parameter
     from mlax.layers.pool import avg_pool, max_pool, pool, sum_pool
     from mlax.layers.position_embedding import position_embedding
+    from mlax.layers.relative_bias import relative_bias
     from mlax.layers.scaler import scaler
     from mlax.layers.z_norm import z_norm
     from mlax.module import Module, Parameter
@@ -80,7 +81,8 @@ else:
     ).split():
         _HOMES[_name] = f"mlax.combinators.{_name}"
     for _name in (
-        "bias conv dense dropout embed linear parameter position_embedding scaler z_norm"
+        "bias conv dense dropout embed linear parameter position_embedding relative_bias scaler "
+        "z_norm"
     ).split():
         _HOMES[_name] = f"mlax.layers.{_name}"
 
@@ -110,7 +112,7 @@ __all__ = [
     "instance_norm", "is_leaf_param", "is_non_trainable_param", "is_trainable_param", "layer",
     "layer_norm", "linear", "lstm_cell", "map_with_path", "mask", "max_pool", "mlp", "multiply",
     "nbytes", "needs_rng", "nn", "parallel", "parameter", "partition", "paths", "pool",
-    "position_embedding", "positions", "recurrent", "remat", "repeat", "residual", "rms_norm",
-    "rnn_cell", "scaler", "separable_conv", "series", "stateless", "stochastic_depth", "sum_pool",
-    "switch", "tap", "testing", "transformer_block", "typed", "types", "z_norm",
+    "position_embedding", "positions", "recurrent", "relative_bias", "remat", "repeat", "residual",
+    "rms_norm", "rnn_cell", "scaler", "separable_conv", "series", "stateless", "stochastic_depth",
+    "sum_pool", "switch", "tap", "testing", "transformer_block", "typed", "types", "z_norm",
 ]

@@ -167,9 +167,16 @@ def alibi(num_heads: int, positions: jax.Array, memory_positions: jax.Array) -> 
     slopes = 2.0 ** (-8 * np.arange(1, power + 1) / power)
     between = 2.0 ** (-8 * np.arange(1, 2 * power + 1, 2) / (2 * power))
     slopes = jnp.asarray(np.concatenate([slopes, between])[:num_heads], jnp.float32)
-    queries, keys = signed(positions), signed(memory_positions)
-    distance = jnp.abs(queries[..., :, None] - keys[..., None, :])
-    return -slopes[:, None, None] * distance[..., None, :, :].astype(jnp.float32)
+    distance = jnp.abs(_differences(positions, memory_positions))[..., None, :, :]
+    slopes = of_rank(slopes[:, None, None], distance.ndim)
+    return -slopes * distance.astype(jnp.float32)
+
+
+def _differences(positions: jax.Array, memory_positions: jax.Array) -> jax.Array:
+    """Return the positions of queries minus those of keys, (..., length, memory_length)."""
+    rank = max(positions.ndim, memory_positions.ndim)
+    queries, keys = (of_rank(signed(a), rank) for a in (positions, memory_positions))
+    return queries[..., :, None] - keys[..., None, :]
 
 
 def relative_buckets(
@@ -198,8 +205,7 @@ def relative_buckets(
     if num_buckets < 4 or num_buckets % 2:
         wanted = "an even number, at least 4"
         raise ValueError(message("relative_buckets", "num_buckets", wanted, num_buckets))
-    queries, keys = signed(positions), signed(memory_positions)
-    distance = queries[..., :, None] - keys[..., None, :]
+    distance = _differences(positions, memory_positions)
     offset = jnp.zeros_like(distance)
     if bidirectional:
         num_buckets //= 2

@@ -35,7 +35,7 @@ from mlax.decoding import Generated
 from mlax.initializers import Initializer
 from mlax.layer import Apply, ApplyWithRng, AxisName, Init, Key, Layer, Shaped, State
 from mlax.layers.attention import (
-    AttentionConfig, AttentionInputs, AttentionParams, Product, Rotation,
+    AttentionConfig, AttentionInputs, AttentionParams, PositionBias, Product, Rotation,
 )
 from mlax.layers.attention_cache import AttentionCache
 from mlax.layers.bias import BiasConfig, BiasParams, InFeatures
@@ -58,6 +58,7 @@ from mlax.layers.pool import AvgPoolConfig, MaxPoolConfig, PoolConfig, SumPoolCo
 from mlax.layers.position_embedding import (
     PositionEmbeddingConfig, PositionEmbeddingParams, PositionEmbeddingVariables,
 )
+from mlax.layers.relative_bias import RelativeBiasConfig
 from mlax.layers.scaler import ScalerConfig, ScalerParams
 from mlax.layers.z_norm import ZNormConfig, ZNormVariables
 from mlax.pair import Pair
@@ -76,10 +77,11 @@ __all__ = [
     "Init", "Initializer", "InstanceNormConfig", "Jitted", "Key", "Layer", "LayerNormConfig",
     "LinearConfig", "LinearParams", "LstmCellConfig", "MaxPoolConfig", "Momentum", "MultiplyConfig",
     "NormParams", "NormalizedAxis", "Number", "Padding", "Pair", "ParameterConfig",
-    "ParameterParams", "PoolConfig", "PositionEmbeddingConfig", "PositionEmbeddingParams",
-    "PositionEmbeddingVariables", "Precision", "Product", "Rate", "RecurrentConfig", "RematConfig",
-    "RepeatConfig", "RmsNormConfig", "RnnCellConfig", "Rotation", "Rule", "ScalerConfig",
-    "ScalerParams", "Shape", "Shaped", "Sharding", "Size", "Sizes", "State",
-    "StochasticDepthConfig", "Sublayer", "Sublayers", "SumPoolConfig", "SwitchConfig", "TupleState",
-    "Variables", "Where", "WiredConfig", "ZNormConfig", "ZNormVariables",
+    "ParameterParams", "PoolConfig", "PositionBias", "PositionEmbeddingConfig",
+    "PositionEmbeddingParams", "PositionEmbeddingVariables", "Precision", "Product", "Rate",
+    "RecurrentConfig", "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig",
+    "RnnCellConfig", "Rotation", "Rule", "ScalerConfig", "ScalerParams", "Shape", "Shaped",
+    "Sharding", "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer", "Sublayers",
+    "SumPoolConfig", "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig",
+    "ZNormConfig", "ZNormVariables",
 ]

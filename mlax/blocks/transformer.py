@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from mlax.arguments import AnyLayer, Rate, Size
+from mlax.arguments import AnyLayer, Number, Rate, Size
 from mlax.combinators.block import Sublayers, block
 from mlax.combinators.composed import composed
 from mlax.combinators.types import DictState
@@ -20,6 +20,7 @@ from mlax.layers.attention import AttentionInputs
 from mlax.layers.dense import dense
 from mlax.layers.dropout import dropout
 from mlax.layers.norms import layer_norm
+from mlax.layers.scaler import scaler
 
 
 def _mlp(
@@ -61,7 +62,7 @@ def mlp(
 
 
 def _transformer_block(
-    sub: Sublayers, x: Any, *, norm_first: bool, drops: bool, crosses: bool
+    sub: Sublayers, x: Any, *, norm_first: bool, drops: bool, crosses: bool, scales: bool
 ) -> Any:
     inputs = x if isinstance(x, AttentionInputs) else AttentionInputs(x)
     if crosses is (inputs.memory is None):
@@ -69,10 +70,13 @@ def _transformer_block(
         got = "none" if crosses else "one"
         raise ValueError(message("transformer_block", "x", wanted, got))
 
-    def add(norm: Any, layer: Any, y: Any, **more: Any) -> Any:
+    def add(name: str, norm: Any, y: Any, **more: Any) -> Any:
         """Return y with what a layer adds to it."""
         normal = norm(y) if norm_first else y
+        layer = getattr(sub, name)
         added = layer(AttentionInputs(normal, **more)) if more else layer(normal)
+        if scales:
+            added = getattr(sub, f"{name}_scale")(added)
         y = y + (sub.dropout(added) if drops else added)
         return y if norm_first else norm(y)
 
@@ -80,12 +84,12 @@ def _transformer_block(
     others = {"memory_positions": inputs.memory_positions, "lengths": inputs.lengths}
     y = inputs.x
     if crosses:
-        y = add(sub.attention_norm, sub.attention, y, **own)
+        y = add("attention", sub.attention_norm, y, **own)
         others |= {"memory": inputs.memory, "positions": inputs.positions}
-        y = add(sub.cross_norm, sub.cross_attention, y, **others)
+        y = add("cross_attention", sub.cross_norm, y, **others)
     else:
-        y = add(sub.attention_norm, sub.attention, y, **own, lengths=inputs.lengths)
-    y = add(sub.mlp_norm, sub.mlp, y)
+        y = add("attention", sub.attention_norm, y, **own, lengths=inputs.lengths)
+    y = add("mlp", sub.mlp_norm, y)
     return inputs._replace(x=y) if isinstance(x, AttentionInputs) else y
 
 
@@ -101,6 +105,7 @@ def _needs_rng(
 def transformer_block(
     x: Any, attention: AnyLayer, mlp: AnyLayer, *, cross_attention: AnyLayer | None = None,
     norm: AnyLayer = layer_norm(), norm_first: bool = True, dropout_rate: Rate = 0.0,
+    layer_scale: Number | None = None,
 ) -> Layer[dict[str, Any], DictState, Any, Any]:
     """A block of a transformer: x + attention(norm(x)), and the same with mlp.
 
@@ -120,9 +125,12 @@ def transformer_block(
         norm_first: whether norms come before the layers (pre-norm), or after the sums, as in the
             first transformer (post-norm).
         dropout_rate: probability of zero for what a layer adds.
+        layer_scale: what trained factors for each feature of what a layer adds start with, such as
+            1e-4; None means that there are none.
 
     Source: Vaswani et al., "Attention is all you need", 2017; Xiong et al., "On layer
-    normalization in the transformer architecture", 2020, for pre-norm.
+    normalization in the transformer architecture", 2020, for pre-norm; Touvron et al., "Going
+    deeper with image transformers", 2021, for the factors.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> block = mlax.transformer_block(mlax.attention(2, causal=True), mlax.mlp(16))
@@ -135,12 +143,16 @@ def transformer_block(
     if cross_attention is not None:
         layers |= {"cross_norm": norm, "cross_attention": cross_attention}
     layers |= {"mlp_norm": norm, "mlp": mlp}
+    ndim = len((x.x if isinstance(x, AttentionInputs) else x).shape)
+    if layer_scale is not None:
+        start = jax.nn.initializers.constant(layer_scale)
+        scale = scaler((0,) * (ndim - 1) + (-1,), start)
+        names = [name for name in layers if not name.endswith("norm")]
+        layers |= {f"{name}_scale": scale for name in names}
     if dropout_rate:
-        ndim = len((x.x if isinstance(x, AttentionInputs) else x).shape)
         layers["dropout"] = dropout(dropout_rate, tuple(range(ndim)))
-    crosses, drops = cross_attention is not None, bool(dropout_rate)
-    return block(**layers)(
-        functools.partial(
-            _transformer_block, norm_first=norm_first, drops=drops, crosses=crosses
-        )
+    wiring = functools.partial(
+        _transformer_block, norm_first=norm_first, drops=bool(dropout_rate),
+        crosses=cross_attention is not None, scales=layer_scale is not None,
     )
+    return block(**layers)(wiring)

@@ -35,6 +35,9 @@ from mlax.positions import of_rank, signed, with_padding
 Rotation: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 """Turns queries or keys, (..., length, heads, head_dim), by their positions, (..., length)."""
 
+PositionBias: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+"""The bias for positions of queries and keys, (..., num_heads, length, memory_length)."""
+
 Product: TypeAlias = Callable[..., jax.Array]
 """A function with the signature of `jax.nn.dot_product_attention`."""
 
@@ -115,6 +118,8 @@ class AttentionConfig(NamedTuple):
     """Number of positions that a query attends to, its own included."""
     rotary: Rotation | None
     """What turns queries and keys by their positions."""
+    position_bias: PositionBias | None
+    """What is added to the logits for the positions of queries and keys."""
     fused: bool
     """Whether the kernels of queries, keys and values are one array."""
     use_bias: bool
@@ -186,6 +191,10 @@ def apply(
         )
         memory_positions = cache.positions
 
+    if config.position_bias is not None:
+        places = _or_counted(positions, query), _or_counted(memory_positions, key)
+        bias = config.position_bias(*places)
+        inputs = inputs._replace(bias=bias if inputs.bias is None else inputs.bias + bias)
     drops = bool(config.dropout_rate) and not inference_mode
     needs_weights = drops or config.softcap is not None or taps.is_wanted("weights")
     if query.dtype in _NOT_BY_XLA and config.implementation in (None, "xla"):
@@ -487,8 +496,8 @@ def attention(
     rng: Key, x: Any, num_heads: Size, num_kv_heads: Size | None = None,
     head_dim: Size | None = None, *,
     out_features: Size | None = None, causal: bool = False, window: Size | None = None,
-    rotary: Rotation | None = None, fused: bool = False, use_bias: bool = True,
-    use_output_bias: bool | None = None, qk_norm: bool = False, epsilon: Epsilon = 1e-6,
+    rotary: Rotation | None = None, position_bias: PositionBias | None = None,
+    fused: bool = False, use_bias: bool = True, use_output_bias: bool | None = None, qk_norm: bool = False, epsilon: Epsilon = 1e-6,
     scale: Number | None = None, softcap: Number | None = None, dropout_rate: Rate = 0.0,
     implementation: Implementation | None = None,
     require_fused: bool = False, cache_length: Size | None = None,
@@ -521,6 +530,8 @@ def attention(
         window: how many positions a query attends to, its own included.
         rotary: a function (x, positions) -> x for queries and keys: `mlax.positions.rotary`, or a
             `functools.partial` of it.
+        position_bias: a function (positions, memory_positions) -> bias, added to the logits:
+            `functools.partial(mlax.positions.alibi, num_heads)`.
         fused: whether the kernels of q, k and v are one array, for self-attention.
         use_bias: whether q, k, v and the output have a bias.
         use_output_bias: the same for the output alone; None means `use_bias`.
@@ -595,6 +606,8 @@ def attention(
     if rotary is not None:
         one = jax.ShapeDtypeStruct((1, num_heads, width), inputs.x.dtype)
         jax.eval_shape(rotary, one, jax.ShapeDtypeStruct((1,), jnp.int32))
+    if position_bias is not None:
+        jax.eval_shape(position_bias, *[jax.ShapeDtypeStruct((1,), jnp.int32)] * 2)
 
     def projection(i: int, inputs: int, outputs: int, has_bias: bool = use_bias) -> DenseParams:
         keys = [jax.random.fold_in(jax.random.fold_in(rng, i), j) for j in range(2)]
@@ -624,8 +637,8 @@ def attention(
         lead, dtype_of_x = inputs.x.shape[:-2], inputs.x.dtype
         variables = empty_cache(lead, cache_length, kv_heads, width, dtype_of_x)
     config = AttentionConfig(
-        num_heads, num_kv_heads, causal, window, rotary, fused, use_bias, use_output_bias, qk_norm,
-        epsilon, scale, softcap, dropout_rate, implementation, require_fused, cache_length,
+        num_heads, num_kv_heads, causal, window, rotary, position_bias, fused, use_bias,
+        use_output_bias, qk_norm, epsilon, scale, softcap, dropout_rate, implementation, require_fused, cache_length,
         cache_policy, out_sharding,
     )
     return params, State(variables, config)

@@ -62,6 +62,22 @@ def test_the_block_is_its_layers(norm_first: bool, crosses: bool) -> None:
         np.testing.assert_array_equal(y.memory, MEMORY)
 
 
+def test_layer_scale_is_a_factor_for_each_feature_of_what_is_added() -> None:
+    layers = mlax.attention(2), mlax.mlp(16)
+    plain = mlax.transformer_block(*layers)
+    layer = mlax.transformer_block(*layers, layer_scale=0.25)
+    x = jnp.stack([X, -X])
+    params, state = layer.init(KEY, x)
+    np.testing.assert_array_equal(params["attention_scale"].scale, np.full(8, 0.25))
+    output, down = params["attention"].output, params["mlp"]["down"]
+    quarter = {name: params[name] for name in plain.init(KEY, x)[0]} | {
+        "attention": params["attention"]._replace(output=jax.tree.map(lambda a: a / 4, output)),
+        "mlp": params["mlp"] | {"down": jax.tree.map(lambda a: a / 4, down)},
+    }
+    expected, _ = plain.apply(quarter, plain.init(KEY, x)[1], x)
+    np.testing.assert_allclose(layer.apply(params, state, x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_blocks_repeat_with_their_inputs() -> None:
     block = mlax.transformer_block(
         mlax.attention(2, causal=True, rotary=mlax.positions.rotary), mlax.mlp(16)

@@ -1128,10 +1128,17 @@ CASES = (
         x=normal(3, 4),
     ),
     Case(name="position_embedding", layer=mlax.position_embedding(5), x=normal(3, 2)),
+    Case(
+        name="relative_bias",
+        layer=mlax.relative_bias(2, 4, max_distance=3),
+        x=(np.array([4, 0, 2], np.int32), np.array([[1, 9]], np.int32)),
+    ),
     Case(name="mlp", layer=mlax.mlp(3, jnp.tanh, gated=True), x=normal(2, 4)),
     Case(
         name="transformer_block",
-        layer=mlax.transformer_block(mlax.attention(2), mlax.mlp(3), dropout_rate=0.5),
+        layer=mlax.transformer_block(
+            mlax.attention(2), mlax.mlp(3), dropout_rate=0.5, layer_scale=0.1
+        ),
         x=normal(3, 4),
     ),
     Case(name="flatten", layer=mlax.flatten(), x=normal(2, 2, 2)),

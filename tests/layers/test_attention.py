@@ -16,7 +16,7 @@ import mlax
 from mlax import AttentionInputs
 from mlax.functional import chunked_attention
 from mlax.layers.attention import AttentionParams
-from mlax.positions import rotary
+from mlax.positions import alibi, rotary
 
 KEY = jax.random.key(0)
 DRAW = jax.nn.initializers.normal(0.5)
@@ -247,6 +247,24 @@ def test_rotary_turns_queries_and_keys() -> None:
     np.testing.assert_allclose(y, oracle(params, X, 2, turn=turn), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("places", [None, np.array([3, -1, 0, 7, 1, 2])])
+def test_a_bias_by_positions_adds_to_a_given_one(places: Any) -> None:
+    params, state, apply = made(X, 2, position_bias=functools.partial(alibi, 2))
+    bias = normal(7, 2, 6, 6)
+    y, _ = apply(params, state, AttentionInputs(X, bias=bias, positions=places))
+    at = np.arange(6) if places is None else places
+    distance = abs(at[:, None] - at)
+    slopes = np.array([2.0**-4, 2.0**-8])[:, None, None]
+    allowed = (at >= 0) & (at[:, None] >= 0)
+    expected = oracle(params, X, 2, bias=np.asarray(bias) - slopes * distance, allowed=allowed)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    batch, _ = apply(params, state, AttentionInputs(X[None], bias=bias, positions=places))
+    np.testing.assert_allclose(batch[0], y, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="bias to be broadcastable to .2, 6, 6."):
+        wrong = mlax.attention(2, position_bias=functools.partial(alibi, 4))
+        wrong.apply(params, wrong.init(KEY, X)[1], X)
+
+
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
 def test_leading_axes_are_those_of_vmap(lead: tuple[int, ...]) -> None:
     x = normal(5, *lead, 6, 8)
@@ -358,6 +376,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "multi-query": {"num_heads": 4, "num_kv_heads": 1, "qk_norm": True},
     "window": {"num_heads": 2, "window": 3, "rotary": rotary, "fused": True},
     "softcap": {"num_heads": 2, "softcap": 2.0},
+    "alibi": {"num_heads": 2, "position_bias": functools.partial(alibi, 2)},
 }
 
 

@@ -90,6 +90,7 @@ NOT_NUMERIC = {
     "flatten": "it moves numbers",
     "mlp": "its layers have rows",
     "parameter": "it returns its params",
+    "relative_bias": "it returns its params",
     "transformer_block": "its layers have rows",
 }
 

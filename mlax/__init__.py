@@ -9,6 +9,7 @@ from mlax.pair import Pair, layer, stateless
 if TYPE_CHECKING:
     from mlax import functional, nn, positions, testing, typed, types
     from mlax.arguments import Rule
+    from mlax.beams import beam_search
     from mlax.blocks.conv import conv_transpose, depthwise_conv, separable_conv
     from mlax.blocks.transformer import mlp, transformer_block
     from mlax.bridge import as_layer, as_module
@@ -57,6 +58,7 @@ else:
     # Imported at the first use, so that a program only waits for what it uses.
     _LATER = {
         "mlax.arguments": "Rule",
+        "mlax.beams": "beam_search",
         "mlax.blocks.conv": "conv_transpose depthwise_conv separable_conv",
         "mlax.blocks.transformer": "mlp transformer_block",
         "mlax.bridge": "as_layer as_module",
@@ -105,8 +107,8 @@ else:
 __all__ = [
     "Apply", "AttentionInputs", "AxisName", "Init", "Key", "Layer", "Module", "Pair", "Parameter",
     "Rule", "Shaped", "State", "Sublayer", "adaptive_avg_pool", "add", "as_layer", "as_module",
-    "attention", "avg_pool", "batch_norm", "batched", "bias", "bidirectional", "block", "branch",
-    "carried", "cast", "combinator", "combine", "composed", "concatenate", "conv", "conv_transpose",
+    "attention", "avg_pool", "batch_norm", "batched", "beam_search", "bias", "bidirectional",
+    "block", "branch", "carried", "cast", "combinator", "combine", "composed", "concatenate", "conv", "conv_transpose",
     "count", "dense", "depthwise_conv", "dropout", "embed", "ensemble", "f", "f_rng", "flatten",
     "frozen", "functional", "generate", "global_avg_pool", "group_norm", "gru_cell", "init_state",
     "instance_norm", "is_leaf_param", "is_non_trainable_param", "is_trainable_param", "layer",

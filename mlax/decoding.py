@@ -152,9 +152,7 @@ def generate(
             raise ValueError(message("generate", "temperature", "at least 0", temperature))
     if top_p is not None and not isinstance(top_p, Tracer) and not 0 < top_p <= 1:
         raise ValueError(message("generate", "top_p", "in (0, 1]", top_p))
-    if not any(map(jnp.size, jax.tree.leaves(state))):
-        way_out = "make the model with mlax.attention(..., cache_length=...)"
-        raise ValueError(expected("generate", "a state that holds caches", "no variables", way_out))
+    require_caches("generate", state)
     if lengths is not None:
         lengths = _read_lengths(lengths, prompt)
         _require_first_position(state, first_position)
@@ -167,11 +165,22 @@ def generate(
         apply, params, state, prompt, lengths, first_position, steps, rng,
         None if is_greedy else temperature, top_k, top_p, stops,
     )
-    if not isinstance(is_number, Tracer) and not is_number:
-        needed = prompt.shape[-1] + steps - 1
-        way_out = f"is there room for {needed} tokens in each cache and embedding of positions?"
-        raise ValueError(expected("generate", "logits that are numbers", "NaN", way_out))
+    require_numbers("generate", is_number, prompt.shape[-1] + steps - 1)
     return generated
+
+
+def require_caches(owner: str, state: Any) -> None:
+    """Require the state of a model that decodes."""
+    if not any(map(jnp.size, jax.tree.leaves(state))):
+        way_out = "make the model with mlax.attention(..., cache_length=...)"
+        raise ValueError(expected(owner, "a state that holds caches", "no variables", way_out))
+
+
+def require_numbers(owner: str, are_numbers: jax.Array, needed: int) -> None:
+    """Require logits without NaN, where that is known: a full cache gives NaN."""
+    if not isinstance(are_numbers, Tracer) and not are_numbers:
+        way_out = f"is there room for {needed} tokens in each cache and embedding of positions?"
+        raise ValueError(expected(owner, "logits that are numbers", "NaN", way_out))
 
 
 def _read_lengths(lengths: Any, prompt: jax.Array) -> jax.Array:

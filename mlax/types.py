@@ -16,6 +16,7 @@ from mlax.arguments import (
     AnyLayer, Axes, Axis, DataFormat, DType, Epsilon, Momentum, NormalizedAxis, Number, Padding,
     Precision, Rate, Rule, Sharding, Size, Sizes,
 )
+from mlax.beams import Beams
 from mlax.combinators import Child, Sublayer, WiredConfig
 from mlax.combinators.batched import BatchedConfig
 from mlax.combinators.block import Sublayers
@@ -68,8 +69,8 @@ from mlax.typed import Jitted
 __all__ = [
     "AdaptiveAvgPoolConfig", "AddConfig", "AnyLayer", "Apply", "ApplyWithRng", "AttentionCache",
     "AttentionConfig", "AttentionInputs", "AttentionParams", "AvgPoolConfig", "Axes", "Axis",
-    "AxisName", "BatchNormConfig", "BatchedConfig", "BiasConfig", "BiasParams", "CarriedConfig",
-    "CarriedVariables", "CastConfig", "CellParams", "Child", "ComposedConfig", "ConcatenateConfig",
+    "AxisName", "BatchNormConfig", "BatchedConfig", "Beams", "BiasConfig", "BiasParams",
+    "CarriedConfig", "CarriedVariables", "CastConfig", "CellParams", "Child", "ComposedConfig", "ConcatenateConfig",
     "ConvConfig", "ConvFormat", "ConvParams", "DType", "DataFormat", "DenseConfig", "DenseParams",
     "DictState", "DropoutConfig", "EmbedConfig", "EmbedParams", "EnsembleConfig", "Entries",
     "Epsilon", "FConfig", "FRngConfig", "FlattenConfig", "FrozenConfig", "Generated",

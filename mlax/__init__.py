@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlax.combinators.ensemble import ensemble
     from mlax.combinators.frozen import frozen
     from mlax.combinators.join import add, concatenate, multiply
+    from mlax.combinators.moe import MoeInputs, moe
     from mlax.combinators.parallel import parallel
     from mlax.combinators.recurrent import recurrent
     from mlax.combinators.remat import remat
@@ -64,6 +65,7 @@ else:
         "mlax.bridge": "as_layer as_module",
         "mlax.combinators": "Sublayer combinator",
         "mlax.combinators.join": "add concatenate multiply",
+        "mlax.combinators.moe": "MoeInputs moe",
         "mlax.decoding": "generate init_state",
         "mlax.layers.attention": "AttentionInputs attention",
         "mlax.layers.cells": "gru_cell lstm_cell rnn_cell",
@@ -105,16 +107,17 @@ else:
 
 # fmt: off
 __all__ = [
-    "Apply", "AttentionInputs", "AxisName", "Init", "Key", "Layer", "Module", "Pair", "Parameter",
-    "Rule", "Shaped", "State", "Sublayer", "adaptive_avg_pool", "add", "as_layer", "as_module",
-    "attention", "avg_pool", "batch_norm", "batched", "beam_search", "bias", "bidirectional",
-    "block", "branch", "carried", "cast", "combinator", "combine", "composed", "concatenate", "conv", "conv_transpose",
-    "count", "dense", "depthwise_conv", "dropout", "embed", "ensemble", "f", "f_rng", "flatten",
-    "frozen", "functional", "generate", "global_avg_pool", "group_norm", "gru_cell", "init_state",
-    "instance_norm", "is_leaf_param", "is_non_trainable_param", "is_trainable_param", "layer",
-    "layer_norm", "linear", "lstm_cell", "map_with_path", "mask", "max_pool", "mlp", "multiply",
-    "nbytes", "needs_rng", "nn", "parallel", "parameter", "partition", "paths", "pool",
-    "position_embedding", "positions", "recurrent", "relative_bias", "remat", "repeat", "residual",
-    "rms_norm", "rnn_cell", "scaler", "separable_conv", "series", "stateless", "stochastic_depth",
-    "sum_pool", "switch", "tap", "testing", "transformer_block", "typed", "types", "z_norm",
+    "Apply", "AttentionInputs", "AxisName", "Init", "Key", "Layer", "Module", "MoeInputs", "Pair",
+    "Parameter", "Rule", "Shaped", "State", "Sublayer", "adaptive_avg_pool", "add", "as_layer",
+    "as_module", "attention", "avg_pool", "batch_norm", "batched", "beam_search", "bias",
+    "bidirectional", "block", "branch", "carried", "cast", "combinator", "combine", "composed",
+    "concatenate", "conv", "conv_transpose", "count", "dense", "depthwise_conv", "dropout", "embed",
+    "ensemble", "f", "f_rng", "flatten", "frozen", "functional", "generate", "global_avg_pool",
+    "group_norm", "gru_cell", "init_state", "instance_norm", "is_leaf_param",
+    "is_non_trainable_param", "is_trainable_param", "layer", "layer_norm", "linear", "lstm_cell",
+    "map_with_path", "mask", "max_pool", "mlp", "moe", "multiply", "nbytes", "needs_rng", "nn",
+    "parallel", "parameter", "partition", "paths", "pool", "position_embedding", "positions",
+    "recurrent", "relative_bias", "remat", "repeat", "residual", "rms_norm", "rnn_cell", "scaler",
+    "separable_conv", "series", "stateless", "stochastic_depth", "sum_pool", "switch", "tap",
+    "testing", "transformer_block", "typed", "types", "z_norm",
 ]

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mlax.errors import expected, message
 from mlax.layer import AxisName, Key
+
+T = TypeVar("T")
 
 # Batch axes.
 
@@ -289,19 +291,22 @@ def may_be_sharded() -> bool:
     return jax.device_count() > 1 and not manual
 
 
-def without_types(function: Callable[..., jax.Array], like: jax.Array) -> Callable[..., jax.Array]:
+def without_types(function: Callable[..., T], like: Any) -> Callable[..., T]:
     """Return a function in which the compiler chooses where arrays lie; the result lies as `like`.
 
-    On explicit mesh axes, operations that would need to move an array are errors otherwise.
+    On explicit mesh axes, operations that would need to move an array are errors otherwise. `like`
+    is an array, or a PartitionSpec, for each array or each part of the result.
     """
     if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
         return function
-    automatic: Any = jax.sharding.auto_axes(
-        function, out_sharding=PartitionSpec(*spec_of(like))
+    specs = jax.tree.map(
+        lambda a: a if isinstance(a, PartitionSpec) else PartitionSpec(*spec_of(a)), like,
+        is_leaf=lambda a: isinstance(a, PartitionSpec),
     )
+    automatic: Any = jax.sharding.auto_axes(function, out_sharding=specs)
 
-    def run(*args: Any) -> jax.Array:
-        result: jax.Array = automatic(*args)
+    def run(*args: Any) -> T:
+        result: T = automatic(*args)
         return result
 
     return run

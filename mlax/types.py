@@ -26,6 +26,7 @@ from mlax.combinators.composed import ComposedConfig
 from mlax.combinators.ensemble import EnsembleConfig
 from mlax.combinators.frozen import FrozenConfig
 from mlax.combinators.join import AddConfig, ConcatenateConfig, Entries, MultiplyConfig
+from mlax.combinators.moe import MoeConfig, MoeInputs, MoeParams, Routed
 from mlax.combinators.recurrent import RecurrentConfig
 from mlax.combinators.remat import RematConfig
 from mlax.combinators.repeat import RepeatConfig
@@ -70,19 +71,20 @@ __all__ = [
     "AdaptiveAvgPoolConfig", "AddConfig", "AnyLayer", "Apply", "ApplyWithRng", "AttentionCache",
     "AttentionConfig", "AttentionInputs", "AttentionParams", "AvgPoolConfig", "Axes", "Axis",
     "AxisName", "BatchNormConfig", "BatchedConfig", "Beams", "BiasConfig", "BiasParams",
-    "CarriedConfig", "CarriedVariables", "CastConfig", "CellParams", "Child", "ComposedConfig", "ConcatenateConfig",
-    "ConvConfig", "ConvFormat", "ConvParams", "DType", "DataFormat", "DenseConfig", "DenseParams",
-    "DictState", "DropoutConfig", "EmbedConfig", "EmbedParams", "EnsembleConfig", "Entries",
-    "Epsilon", "FConfig", "FRngConfig", "FlattenConfig", "FrozenConfig", "Generated",
-    "GlobalAvgPoolConfig", "GroupNormConfig", "GruCellConfig", "GruCellParams", "InFeatures",
-    "Init", "Initializer", "InstanceNormConfig", "Jitted", "Key", "Layer", "LayerNormConfig",
-    "LinearConfig", "LinearParams", "LstmCellConfig", "MaxPoolConfig", "Momentum", "MultiplyConfig",
-    "NormParams", "NormalizedAxis", "Number", "Padding", "Pair", "ParameterConfig",
-    "ParameterParams", "PoolConfig", "PositionBias", "PositionEmbeddingConfig",
-    "PositionEmbeddingParams", "PositionEmbeddingVariables", "Precision", "Product", "Rate",
-    "RecurrentConfig", "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig",
-    "RnnCellConfig", "Rotation", "Rule", "ScalerConfig", "ScalerParams", "Shape", "Shaped",
-    "Sharding", "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer", "Sublayers",
-    "SumPoolConfig", "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig",
-    "ZNormConfig", "ZNormVariables",
+    "CarriedConfig", "CarriedVariables", "CastConfig", "CellParams", "Child", "ComposedConfig",
+    "ConcatenateConfig", "ConvConfig", "ConvFormat", "ConvParams", "DType", "DataFormat",
+    "DenseConfig", "DenseParams", "DictState", "DropoutConfig", "EmbedConfig", "EmbedParams",
+    "EnsembleConfig", "Entries", "Epsilon", "FConfig", "FRngConfig", "FlattenConfig",
+    "FrozenConfig", "Generated", "GlobalAvgPoolConfig", "GroupNormConfig", "GruCellConfig",
+    "GruCellParams", "InFeatures", "Init", "Initializer", "InstanceNormConfig", "Jitted", "Key",
+    "Layer", "LayerNormConfig", "LinearConfig", "LinearParams", "LstmCellConfig", "MaxPoolConfig",
+    "MoeConfig", "MoeInputs", "MoeParams", "Momentum", "MultiplyConfig", "NormParams",
+    "NormalizedAxis", "Number", "Padding", "Pair", "ParameterConfig", "ParameterParams",
+    "PoolConfig", "PositionBias", "PositionEmbeddingConfig", "PositionEmbeddingParams",
+    "PositionEmbeddingVariables", "Precision", "Product", "Rate", "RecurrentConfig",
+    "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig", "RnnCellConfig",
+    "Rotation", "Routed", "Rule", "ScalerConfig", "ScalerParams", "Shape", "Shaped", "Sharding",
+    "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer", "Sublayers", "SumPoolConfig",
+    "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig", "ZNormConfig",
+    "ZNormVariables",
 ]

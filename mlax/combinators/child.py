@@ -206,12 +206,14 @@ def init_only_child(owner: str, layer: AnyLayer, rng: Key, x: Any) -> Made:
     return init_child(owner, None, layer, key, x)
 
 
-def init_copies(owner: str, layer: AnyLayer, rng: Key, x: Any, count: int) -> Made:
+def init_copies(
+    owner: str, layer: AnyLayer, rng: Key, x: Any, count: int, key: ChildKey = None
+) -> Made:
     """Return `count` copies of a child with stacked params and variables: a vmapped `init`."""
     made: list[Made] = []
 
     def init_copy(rng: Key) -> tuple[Any, Any]:
-        copy = init_child(owner, None, layer, rng, x)
+        copy = init_child(owner, key, layer, rng, x)
         shapes_of_copy = copy.output()
         made.append(Made((), (), copy.child, lambda: shapes_of_copy))
         return copy.params, copy.variables

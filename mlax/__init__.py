@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlax.combinators.stochastic_depth import stochastic_depth
     from mlax.combinators.switch import switch
     from mlax.combinators.tap import tap
+    from mlax.costs import flops
     from mlax.decoding import generate, init_state
     from mlax.layers.attention import AttentionInputs, attention
     from mlax.layers.bias import bias
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from mlax.layers.z_norm import z_norm
     from mlax.module import Module, Parameter
     from mlax.module import is_leaf_param, is_non_trainable_param, is_trainable_param
+    from mlax.summaries import summary
     from mlax.tree import combine, count, map_with_path, mask, nbytes, partition, paths
 else:
     # Imported at the first use, so that a program only waits for what it uses.
@@ -66,6 +68,7 @@ else:
         "mlax.combinators": "Sublayer combinator",
         "mlax.combinators.join": "add concatenate multiply",
         "mlax.combinators.moe": "MoeInputs moe",
+        "mlax.costs": "flops",
         "mlax.decoding": "generate init_state",
         "mlax.layers.attention": "AttentionInputs attention",
         "mlax.layers.cells": "gru_cell lstm_cell rnn_cell",
@@ -76,6 +79,7 @@ else:
         "mlax.module": (
             "Module Parameter is_leaf_param is_non_trainable_param is_trainable_param"
         ),
+        "mlax.summaries": "summary",
         "mlax.tree": "combine count map_with_path mask nbytes partition paths",
     }
     _HOMES = {name: path for path, names in _LATER.items() for name in names.split()}
@@ -112,12 +116,12 @@ __all__ = [
     "as_module", "attention", "avg_pool", "batch_norm", "batched", "beam_search", "bias",
     "bidirectional", "block", "branch", "carried", "cast", "combinator", "combine", "composed",
     "concatenate", "conv", "conv_transpose", "count", "dense", "depthwise_conv", "dropout", "embed",
-    "ensemble", "f", "f_rng", "flatten", "frozen", "functional", "generate", "global_avg_pool",
-    "group_norm", "gru_cell", "init_state", "instance_norm", "is_leaf_param",
+    "ensemble", "f", "f_rng", "flatten", "flops", "frozen", "functional", "generate",
+    "global_avg_pool", "group_norm", "gru_cell", "init_state", "instance_norm", "is_leaf_param",
     "is_non_trainable_param", "is_trainable_param", "layer", "layer_norm", "linear", "lstm_cell",
     "map_with_path", "mask", "max_pool", "mlp", "moe", "multiply", "nbytes", "needs_rng", "nn",
     "parallel", "parameter", "partition", "paths", "pool", "position_embedding", "positions",
     "recurrent", "relative_bias", "remat", "repeat", "residual", "rms_norm", "rnn_cell", "scaler",
-    "separable_conv", "series", "stateless", "stochastic_depth", "sum_pool", "switch", "tap",
-    "testing", "transformer_block", "typed", "types", "z_norm",
+    "separable_conv", "series", "stateless", "stochastic_depth", "sum_pool", "summary", "switch",
+    "tap", "testing", "transformer_block", "typed", "types", "z_norm",
 ]

@@ -7,6 +7,8 @@ jax transformation carries out of a loop or a map as it carries the variables.
 import contextlib
 import dataclasses
 import functools
+import re
+import urllib.parse
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -44,15 +46,27 @@ class Tapped:
 @dataclasses.dataclass(frozen=True)
 class _Tap:
     wants: Callable[[str], bool]
+    has_scopes: bool
     path: tuple[str, ...] = ()
 
 
 _TAP: ContextVar[_Tap | None] = ContextVar("tap", default=None)
 
 
-def tapping(wants: Callable[[str], bool]) -> contextlib.AbstractContextManager[None]:
-    """Record the outputs of all children whose path is selected."""
-    return setting(_TAP, _Tap(wants))
+def tapping(
+    wants: Callable[[str], bool], has_scopes: bool = False
+) -> contextlib.AbstractContextManager[None]:
+    """Record the outputs of all children whose path is selected.
+
+    If `has_scopes`, each child runs in a named scope that `path_of_scope` reads.
+    """
+    return setting(_TAP, _Tap(wants, has_scopes))
+
+
+def path_of_scope(name_stack: str) -> str | None:
+    """Return the path of the innermost child in a name stack, None if there is none."""
+    found = re.findall("<([^<>]*)>", name_stack)
+    return urllib.parse.unquote(found[-1]) if found else None
 
 
 _NOTHING = contextlib.nullcontext()
@@ -63,7 +77,14 @@ def below(key: int | str | None) -> contextlib.AbstractContextManager[None]:
     tap = _TAP.get()
     if tap is None or key is None:
         return _NOTHING
-    return setting(_TAP, _Tap(tap.wants, (*tap.path, spelled_key(key))))
+    return _entered(dataclasses.replace(tap, path=(*tap.path, spelled_key(key))))
+
+
+@contextlib.contextmanager
+def _entered(tap: _Tap) -> Iterator[None]:
+    scope = f"<{urllib.parse.quote('.'.join(tap.path))}>"
+    with setting(_TAP, tap), jax.named_scope(scope) if tap.has_scopes else _NOTHING:
+        yield
 
 
 def is_wanted(key: int | str) -> bool:

@@ -37,10 +37,11 @@ def paths(tree: Any) -> list[str]:
     >>> paths({"stem": 1.0, "head": {"kernel": 1.0}, "layers": (2.0, 3.0)})
     ['stem', 'head.kernel', 'layers.0', 'layers.1']
     """
-    return [".".join(path) for path in _walk(tree)]
+    return [".".join(path) for path in walk(tree)]
 
 
-def _walk(tree: Any) -> Iterator[tuple[str, ...]]:
+def walk(tree: Any) -> Iterator[tuple[str, ...]]:
+    """Yield the entries of the path of each leaf."""
     if isinstance(tree, dict):
         children: list[Any] = [((DictKey(key),), child) for key, child in tree.items()]
     else:
@@ -49,7 +50,7 @@ def _walk(tree: Any) -> Iterator[tuple[str, ...]]:
         if not path:
             yield ()
             continue
-        for rest in _walk(child):
+        for rest in walk(child):
             yield (*map(_entry, path), *rest)
 
 

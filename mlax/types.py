@@ -33,6 +33,7 @@ from mlax.combinators.repeat import RepeatConfig
 from mlax.combinators.stochastic_depth import StochasticDepthConfig
 from mlax.combinators.switch import SwitchConfig
 from mlax.combinators.types import DictState, TupleState, Variables
+from mlax.costs import Flops
 from mlax.decoding import Generated
 from mlax.initializers import Initializer
 from mlax.layer import Apply, ApplyWithRng, AxisName, Init, Key, Layer, Shaped, State
@@ -64,6 +65,7 @@ from mlax.layers.relative_bias import RelativeBiasConfig
 from mlax.layers.scaler import ScalerConfig, ScalerParams
 from mlax.layers.z_norm import ZNormConfig, ZNormVariables
 from mlax.pair import Pair
+from mlax.summaries import Row, Summary
 from mlax.tree import Where
 from mlax.typed import Jitted
 
@@ -74,7 +76,7 @@ __all__ = [
     "CarriedConfig", "CarriedVariables", "CastConfig", "CellParams", "Child", "ComposedConfig",
     "ConcatenateConfig", "ConvConfig", "ConvFormat", "ConvParams", "DType", "DataFormat",
     "DenseConfig", "DenseParams", "DictState", "DropoutConfig", "EmbedConfig", "EmbedParams",
-    "EnsembleConfig", "Entries", "Epsilon", "FConfig", "FRngConfig", "FlattenConfig",
+    "EnsembleConfig", "Entries", "Epsilon", "FConfig", "FRngConfig", "FlattenConfig", "Flops",
     "FrozenConfig", "Generated", "GlobalAvgPoolConfig", "GroupNormConfig", "GruCellConfig",
     "GruCellParams", "InFeatures", "Init", "Initializer", "InstanceNormConfig", "Jitted", "Key",
     "Layer", "LayerNormConfig", "LinearConfig", "LinearParams", "LstmCellConfig", "MaxPoolConfig",
@@ -83,8 +85,8 @@ __all__ = [
     "PoolConfig", "PositionBias", "PositionEmbeddingConfig", "PositionEmbeddingParams",
     "PositionEmbeddingVariables", "Precision", "Product", "Rate", "RecurrentConfig",
     "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig", "RnnCellConfig",
-    "Rotation", "Routed", "Rule", "ScalerConfig", "ScalerParams", "Shape", "Shaped", "Sharding",
-    "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer", "Sublayers", "SumPoolConfig",
-    "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig", "ZNormConfig",
-    "ZNormVariables",
+    "Rotation", "Routed", "Row", "Rule", "ScalerConfig", "ScalerParams", "Shape", "Shaped",
+    "Sharding", "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer", "Sublayers",
+    "SumPoolConfig", "Summary", "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig",
+    "ZNormConfig", "ZNormVariables",
 ]

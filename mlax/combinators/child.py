@@ -165,11 +165,18 @@ def init_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Key, x: Any) -> 
     apply = layer.apply.bare if isinstance(layer.apply, BoundApply) else layer.apply
     child = Child(key, kind, apply, layer.needs_rng, config, *types)
     if output is None:
-        return Made(
+        made = Made(
             params, variables, child,
             lambda: _output_of_leaf(owner, layer, child, params, variables, x, rng),
         )
-    return Made(params, variables, child, _with_path(output, owner, key, kind))
+    else:
+        made = Made(params, variables, child, _with_path(output, owner, key, kind))
+    if tracing and tracing.abstract:
+        y = made.output()
+        tracing.known[_signature(layer, x)] = made._replace(
+            params=shapes(params), variables=shapes(variables), output=lambda: y
+        )
+    return made
 
 
 def _output_of_leaf(

@@ -1,0 +1,158 @@
+"""Floating-point operations of a program, counted from its jaxpr.
+
+Products count, 2 for each multiply-add, and nothing else: they are what the hardware is measured by,
+and the number is the same whatever the compiler makes of the rest.
+
+    (m, k) x (k, n)     2 m k n, times the lengths of the batch axes
+    convolution         the same for each of min(i w, w o, o i) places along a spatial axis with i
+                        inputs, w positions of the kernel and o outputs: outputs times kernel for
+                        a usual one, inputs times kernel for a transposed one
+    scan, fori_loop     the body, times the length
+    while_loop          the body once, as the number of passes is not known
+    cond, switch        the branch with the most
+    a kernel, or a call of other code   unknown, and counted as 0
+
+The gradient of a product has twice its operations; what `jax.checkpoint` computes again counts again.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+
+class Flops(NamedTuple):
+    """A number of floating-point operations."""
+
+    total: int
+    """What is known."""
+    unknown: frozenset[str] = frozenset()
+    """What makes the count a bound or a part: "while", "cond", or the name of a primitive."""
+
+    def __add__(self, other: "Flops") -> "Flops":  # type: ignore[override]  # not of a tuple
+        return Flops(self.total + other.total, self.unknown | other.unknown)
+
+
+def flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
+    """Return the floating-point operations of a function, without running it.
+
+    Args:
+        function: any function that JAX can trace.
+        *args: its arguments, or their shapes and dtypes.
+        **kwargs: arguments by keyword, of any type.
+
+    >>> import jax, jax.numpy as jnp, mlax
+    >>> x = jax.ShapeDtypeStruct((8, 3), jnp.float32)
+    >>> mlax.flops(lambda x: x.T @ x, x).total
+    144
+    """
+    jaxpr = jax.make_jaxpr(lambda *args: function(*args, **kwargs))(*args)
+    return by_scope(jaxpr, "", lambda outer, name_stack: outer).get("", Flops(0))
+
+
+K = TypeVar("K", bound=Hashable)
+Scope: TypeAlias = Callable[[K, str], K]
+"""Returns the scope of an equation from that of the function around it and its name stack."""
+
+
+def by_scope(jaxpr: ClosedJaxpr, outermost: K, scope: Scope[K]) -> dict[K, Flops]:
+    """Return the operations in each scope that has some."""
+    counts: dict[K, Flops] = {}
+    for name, found in _counted(jaxpr.jaxpr, outermost, scope):
+        counts[name] = counts[name] + found if name in counts else found
+    return counts
+
+
+def _counted(jaxpr: Jaxpr, outer: K, scope: Scope[K]) -> Iterator[tuple[K, Flops]]:
+    """Yield the operations of each equation, with its scope."""
+    for eqn in jaxpr.eqns:
+        primitive = eqn.primitive.name
+        if primitive in _COUNTED:
+            yield scope(outer, str(eqn.source_info.name_stack)), Flops(_COUNTED[primitive](eqn))
+        elif primitive in _OPAQUE:
+            opaque = Flops(0, frozenset({primitive}))
+            yield scope(outer, str(eqn.source_info.name_stack)), opaque
+        elif bodies := list(_bodies(eqn)):
+            own = scope(outer, str(eqn.source_info.name_stack))
+            if primitive == "cond":
+                yield from _of_branches(bodies, own, scope)
+                continue
+            times, unknown = 1, frozenset[str]()
+            if primitive == "scan":
+                times = eqn.params["length"]
+            elif primitive == "while":
+                unknown = frozenset({"while"})
+            elif primitive == "shard_map":
+                sizes = dict(eqn.params["mesh"].shape)
+                times = math.prod(sizes[axis] for axis in eqn.params["newly_manual_axes"])
+            for body in bodies:
+                for inner, found in _counted(body, own, scope):
+                    yield inner, Flops(times * found.total, found.unknown | unknown)
+
+
+def _bodies(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+    """Yield the functions that an equation runs."""
+    for value in eqn.params.values():
+        for entry in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(entry, ClosedJaxpr):
+                yield entry.jaxpr
+            elif isinstance(entry, Jaxpr):
+                yield entry
+
+
+def _of_branches(
+    branches: list[Jaxpr], name: K, scope: Scope[K]
+) -> Iterator[tuple[K, Flops]]:
+    """Yield the operations of the branch that has the most."""
+    found = [list(_counted(branch, name, scope)) for branch in branches]
+    totals = [sum(flops.total for _, flops in branch) for branch in found]
+    unknown = frozenset({"cond"}) if len(set(totals)) > 1 else frozenset[str]()
+    for inner, flops in found[totals.index(max(totals))]:
+        yield inner, Flops(flops.total, flops.unknown | unknown)
+
+
+def _shapes(variables: list[Any]) -> list[tuple[int, ...]]:
+    return [variable.aval.shape for variable in variables]
+
+
+def _dot_general(eqn: JaxprEqn) -> int:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    (left, _), (y,) = _shapes(eqn.invars), _shapes(eqn.outvars)
+    return 2 * math.prod((*y, *(left[axis] for axis in contracted)))
+
+
+def _ragged_dot(eqn: JaxprEqn) -> int:
+    # Each row of the left side meets one group, whatever the sizes of the groups.
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    (left, *_), (y,) = _shapes(eqn.invars), _shapes(eqn.outvars)
+    if set(numbers.lhs_ragged_dimensions) <= set(contracted):  # y has an axis of groups
+        y = y[1:]
+    return 2 * math.prod((*y, *(left[axis] for axis in contracted)))
+
+
+def _convolution(eqn: JaxprEqn) -> int:
+    numbers = eqn.params["dimension_numbers"]
+    (x, kernel), (y,) = _shapes(eqn.invars), _shapes(eqn.outvars)
+    _, _, *inputs = (x[axis] for axis in numbers.lhs_spec)
+    _, in_channels, *window = (kernel[axis] for axis in numbers.rhs_spec)
+    batch, out_channels, *outputs = (y[axis] for axis in numbers.out_spec)
+    # Two of input, output and kernel position decide the third: so many triples are no padding.
+    places = (min(i * w, w * o, o * i) for i, w, o in zip(inputs, window, outputs, strict=True))
+    products: int = math.prod((batch, in_channels, out_channels, *places))
+    return 2 * products
+
+
+_COUNTED: dict[str, Callable[[JaxprEqn], int]] = {
+    "dot_general": _dot_general,
+    "ragged_dot_general": _ragged_dot,
+    "conv_general_dilated": _convolution,
+}
+
+_OPAQUE = frozenset({
+    "pallas_call", "tpu_custom_call", "ffi_call", "custom_call", "pure_callback", "io_callback",
+    "dot_product_attention_fwd", "dot_product_attention_bwd", "scaled_matmul",
+    "dot_product_attention_fp8_fwd", "dot_product_attention_fp8_bwd",
+})

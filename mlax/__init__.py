@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mlax.combinators.tap import tap
     from mlax.costs import flops
     from mlax.decoding import generate, init_state
+    from mlax.interop import from_linen, from_stax, to_stax
     from mlax.layers.attention import AttentionInputs, attention
     from mlax.layers.bias import bias
     from mlax.layers.cells import gru_cell, lstm_cell, rnn_cell
@@ -70,6 +71,7 @@ else:
         "mlax.combinators.moe": "MoeInputs moe",
         "mlax.costs": "flops",
         "mlax.decoding": "generate init_state",
+        "mlax.interop": "from_linen from_stax to_stax",
         "mlax.layers.attention": "AttentionInputs attention",
         "mlax.layers.cells": "gru_cell lstm_cell rnn_cell",
         "mlax.layers.f": "f f_rng",
@@ -116,12 +118,13 @@ __all__ = [
     "as_module", "attention", "avg_pool", "batch_norm", "batched", "beam_search", "bias",
     "bidirectional", "block", "branch", "carried", "cast", "combinator", "combine", "composed",
     "concatenate", "conv", "conv_transpose", "count", "dense", "depthwise_conv", "dropout", "embed",
-    "ensemble", "f", "f_rng", "flatten", "flops", "frozen", "functional", "generate",
-    "global_avg_pool", "group_norm", "gru_cell", "init_state", "instance_norm", "is_leaf_param",
-    "is_non_trainable_param", "is_trainable_param", "layer", "layer_norm", "linear", "lstm_cell",
-    "map_with_path", "mask", "max_pool", "mlp", "moe", "multiply", "nbytes", "needs_rng", "nn",
-    "parallel", "parameter", "partition", "paths", "pool", "position_embedding", "positions",
-    "recurrent", "relative_bias", "remat", "repeat", "residual", "rms_norm", "rnn_cell", "scaler",
-    "separable_conv", "series", "stateless", "stochastic_depth", "sum_pool", "summary", "switch",
-    "tap", "testing", "transformer_block", "typed", "types", "z_norm",
+    "ensemble", "f", "f_rng", "flatten", "flops", "from_linen", "from_stax", "frozen", "functional",
+    "generate", "global_avg_pool", "group_norm", "gru_cell", "init_state", "instance_norm",
+    "is_leaf_param", "is_non_trainable_param", "is_trainable_param", "layer", "layer_norm",
+    "linear", "lstm_cell", "map_with_path", "mask", "max_pool", "mlp", "moe", "multiply", "nbytes",
+    "needs_rng", "nn", "parallel", "parameter", "partition", "paths", "pool", "position_embedding",
+    "positions", "recurrent", "relative_bias", "remat", "repeat", "residual", "rms_norm",
+    "rnn_cell", "scaler", "separable_conv", "series", "stateless", "stochastic_depth", "sum_pool",
+    "summary", "switch", "tap", "testing", "to_stax", "transformer_block", "typed", "types",
+    "z_norm",
 ]

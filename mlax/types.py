@@ -36,6 +36,7 @@ from mlax.combinators.types import DictState, TupleState, Variables
 from mlax.costs import Flops
 from mlax.decoding import Generated
 from mlax.initializers import Initializer
+from mlax.interop import FromLinenConfig, FromStaxConfig
 from mlax.layer import Apply, ApplyWithRng, AxisName, Init, Key, Layer, Shaped, State
 from mlax.layers.attention import (
     AttentionConfig, AttentionInputs, AttentionParams, PositionBias, Product, Rotation,
@@ -77,16 +78,16 @@ __all__ = [
     "ConcatenateConfig", "ConvConfig", "ConvFormat", "ConvParams", "DType", "DataFormat",
     "DenseConfig", "DenseParams", "DictState", "DropoutConfig", "EmbedConfig", "EmbedParams",
     "EnsembleConfig", "Entries", "Epsilon", "FConfig", "FRngConfig", "FlattenConfig", "Flops",
-    "FrozenConfig", "Generated", "GlobalAvgPoolConfig", "GroupNormConfig", "GruCellConfig",
-    "GruCellParams", "InFeatures", "Init", "Initializer", "InstanceNormConfig", "Jitted", "Key",
-    "Layer", "LayerNormConfig", "LinearConfig", "LinearParams", "LstmCellConfig", "MaxPoolConfig",
-    "MoeConfig", "MoeInputs", "MoeParams", "Momentum", "MultiplyConfig", "NormParams",
-    "NormalizedAxis", "Number", "Padding", "Pair", "ParameterConfig", "ParameterParams",
-    "PoolConfig", "PositionBias", "PositionEmbeddingConfig", "PositionEmbeddingParams",
-    "PositionEmbeddingVariables", "Precision", "Product", "Rate", "RecurrentConfig",
-    "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig", "RnnCellConfig",
-    "Rotation", "Routed", "Row", "Rule", "ScalerConfig", "ScalerParams", "Shape", "Shaped",
-    "Sharding", "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer", "Sublayers",
-    "SumPoolConfig", "Summary", "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig",
-    "ZNormConfig", "ZNormVariables",
+    "FromLinenConfig", "FromStaxConfig", "FrozenConfig", "Generated", "GlobalAvgPoolConfig",
+    "GroupNormConfig", "GruCellConfig", "GruCellParams", "InFeatures", "Init", "Initializer",
+    "InstanceNormConfig", "Jitted", "Key", "Layer", "LayerNormConfig", "LinearConfig",
+    "LinearParams", "LstmCellConfig", "MaxPoolConfig", "MoeConfig", "MoeInputs", "MoeParams",
+    "Momentum", "MultiplyConfig", "NormParams", "NormalizedAxis", "Number", "Padding", "Pair",
+    "ParameterConfig", "ParameterParams", "PoolConfig", "PositionBias", "PositionEmbeddingConfig",
+    "PositionEmbeddingParams", "PositionEmbeddingVariables", "Precision", "Product", "Rate",
+    "RecurrentConfig", "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig",
+    "RnnCellConfig", "Rotation", "Routed", "Row", "Rule", "ScalerConfig", "ScalerParams", "Shape",
+    "Shaped", "Sharding", "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer",
+    "Sublayers", "SumPoolConfig", "Summary", "SwitchConfig", "TupleState", "Variables", "Where",
+    "WiredConfig", "ZNormConfig", "ZNormVariables",
 ]

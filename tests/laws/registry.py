@@ -8,7 +8,7 @@ Functions that end up in a state are at the top level here, so that they can be 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -124,6 +124,36 @@ def without_noise(x: jax.Array, rng: Key | None) -> jax.Array:
 def joined(xh: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Return input and carry as one vector."""
     return jnp.concatenate(xh)
+
+
+def stax_init(rng: Key, shape: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, jax.Array]]:
+    """Return the output shape and the params of a layer of stax."""
+    return (*shape[:-1], 2), {"kernel": jax.random.normal(rng, (shape[-1], 2))}
+
+
+def stax_apply(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """Return the output of that layer."""
+    return x @ params["kernel"].astype(x.dtype)
+
+
+class Meter(NamedTuple):
+    """A module as linen has them: a gain, and a count of the calls in training."""
+
+    start: float
+
+    def lazy_init(self, rngs: dict[str, Key], x: Any) -> dict[str, Any]:
+        """Return the collections."""
+        gain = jax.random.normal(rngs["params"], x.shape[-1:])
+        return {"params": {"gain": gain}, "counts": {"calls": jnp.full((), self.start, jnp.float32)}}
+
+    def apply(
+        self, variables: dict[str, Any], x: jax.Array, rngs: dict[str, Key],
+        mutable: Sequence[str] = (),
+    ) -> Any:
+        """Return the output, and the collections that may change."""
+        y = x * variables["params"]["gain"][None].astype(x.dtype)
+        calls = variables["counts"]["calls"] + 1
+        return (y, {"counts": {"calls": calls}}) if mutable else y
 
 
 def zeros_of_three(x: Any) -> jax.Array:
@@ -679,6 +709,12 @@ CASES = (
         over_batch=True,
         of_layers=True,
     ),
+    Case(name="from_stax", layer=mlax.from_stax((stax_init, stax_apply)), x=normal(2, 3)),
+    Case(
+        name="from_linen",
+        layer=mlax.from_linen(Meter(0.0), mutable="counts"),
+        x=normal(2, 3),
+    ),
     Case(
         name="as_layer",
         layer=mlax.as_layer(perceptron(KEY)),
@@ -1174,8 +1210,10 @@ def functions() -> set[str]:
     """Return the names of the public functions that make layers."""
     return {name for name, value in _public().items() if inspect.isfunction(value)} - {
         "as_module",
+        "beam_search",
         "combine",
         "count",
+        "flops",
         "generate",
         "init_state",
         "is_leaf_param",
@@ -1187,6 +1225,8 @@ def functions() -> set[str]:
         "needs_rng",
         "partition",
         "paths",
+        "summary",
+        "to_stax",
     }
 
 

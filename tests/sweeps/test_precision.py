@@ -88,6 +88,8 @@ NOT_NUMERIC = {
     "f": "the function is the user's",
     "f_rng": "the function is the user's",
     "flatten": "it moves numbers",
+    "from_linen": "the module is the user's",
+    "from_stax": "the layer is the user's",
     "mlp": "its layers have rows",
     "parameter": "it returns its params",
     "relative_bias": "it returns its params",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 from mlax.arguments import AnyLayer, require_pair
 from mlax.combinators import (
@@ -24,8 +25,8 @@ class CarriedConfig(NamedTuple):
 
     layer: Child
     """The layer."""
-    start: Start
-    """The function that makes the first carry."""
+    start: Start | None
+    """The function that makes the first carry, None for zeros."""
     decodes: bool
     """Whether the carry is kept from call to call."""
 
@@ -44,7 +45,8 @@ def apply(
 ) -> tuple[Any, Any]:
     """Return the output of the layer without the carry: see `mlax.carried`."""
     if not config.decodes:
-        result, variables = call(config.layer, params, variables, (x, config.start(x)))
+        start = None if config.start is None else config.start(x)
+        result, variables = call(config.layer, params, variables, (x, start))
         return require_pair("carried", "the output of the layer", result, "(y, h)")[0], variables
     require_inference("carried", call.inference_mode, "decodes")
     result, after = call(config.layer, params, variables.layer, (x, variables.carry))
@@ -53,38 +55,44 @@ def apply(
 
 
 @transform(apply, CarriedConfig)
-def carried(rng: Key, x: Any, layer: AnyLayer, start: Start, *, decodes: bool = False) -> Made:
+def carried(
+    rng: Key, x: Any, layer: AnyLayer, start: Start | None = None, *, decodes: bool = False
+) -> Made:
     """A layer from (x, h) to (y, h), such as `mlax.recurrent(cell)`, as a layer from x to y.
 
-    Each call of `apply` starts with the carry start(x). With `decodes`, the carry is a variable:
-    each call, in inference mode, goes on from where the last one ended, so that a sequence may come
-    in parts of any length. Params are the same as without.
+    Each call of `apply` starts with the carry start(x), or with zeros. With `decodes`, the carry is
+    a variable: each call, in inference mode, goes on from where the last one ended, so that a
+    sequence may come in parts of any length. Params are the same as without.
 
     Args:
         layer: a layer from (x, h) to (y, h), where h keeps its shapes and dtypes.
-        start: `start(x)` returns the first carry, such as zeros.
+        start: `start(x)` returns the first carry. None means zeros, for a layer to which (x, None)
+            means that: `mlax.lru` and its kind, and `mlax.recurrent` of any cell of mlax.
         decodes: whether the carry is kept.
 
     Raises:
         ValueError: it decodes and is not in inference mode.
 
     >>> import jax, jax.numpy as jnp, mlax
-    >>> def zeros(x):
-    ...     return jnp.zeros(4), jnp.zeros(4)
     >>> lstm = mlax.recurrent(mlax.lstm_cell(4))
     >>> xs = jax.random.normal(jax.random.key(1), (6, 3))
-    >>> params, state = mlax.carried(lstm, zeros).init(jax.random.key(0), xs)
-    >>> ys, _ = mlax.carried(lstm, zeros).apply(params, state, xs)
-    >>> decoder = mlax.carried(lstm, zeros, decodes=True)
+    >>> params, state = mlax.carried(lstm).init(jax.random.key(0), xs)
+    >>> ys, _ = mlax.carried(lstm).apply(params, state, xs)
+    >>> decoder = mlax.carried(lstm, decodes=True)
     >>> state = mlax.init_state(decoder, params, xs)
     >>> first, state = decoder.apply(params, state, xs[:2], inference_mode=True)
     >>> second, state = decoder.apply(params, state, xs[2:], inference_mode=True)
     >>> jnp.allclose(jnp.concatenate([first, second]), ys, atol=1e-6)
     Array(True, dtype=bool)
     """
-    carry = jax.eval_shape(start, shapes(x))
+    carry = None if start is None else jax.eval_shape(start, shapes(x))
     made = init_only_child("carried", layer, rng, (shapes(x), carry))
     y, after = require_pair("carried", "the output of the layer", made.output(), "(y, h)")
-    require_equal_shapes("carried", carry, after, "the next carry", error=TypeError)
+    if start is not None:
+        require_equal_shapes("carried", carry, after, "the next carry", error=TypeError)
     made = made._replace(output=lambda: y)
-    return made._replace(variables=CarriedVariables(start(x), made.variables)) if decodes else made
+    if not decodes:
+        return made
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), after)
+    first = zeros if start is None else start(x)
+    return made._replace(variables=CarriedVariables(first, made.variables))

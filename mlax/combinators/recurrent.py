@@ -79,6 +79,10 @@ def apply(
         y, h = require_pair("recurrent", "the output of the cell", result, "(y, h)")
         return (h, after), (y, values)
 
+    if h is None:
+        first, i = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (xs, indices))
+        (h, _), _ = jax.eval_shape(step, (None, variables), (first, i))
+        h = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), h)
     h, variables = mesh.settled(step, (h, variables), (xs, indices), length)
     (h, variables), (ys, values) = lax.scan(
         step, (h, variables), (xs, indices), reverse=reverse, unroll=unroll
@@ -94,7 +98,8 @@ def recurrent(
 
     The cell maps (x, h) to (y, h). `xs` and `ys` are pytrees with a leading time axis, h is
     the carry, a pytree that keeps its shapes and dtypes. All steps share the parameters; the
-    variables of the cell are passed from step to step. If the cell needs a key, the i-th step
+    variables of the cell are passed from step to step. If h is None, the first step gets zeros, of
+    the shapes of the carry that the cell returns for None. If the cell needs a key, the i-th step
     to run gets fold_in(rng, i).
 
     Args:
@@ -123,5 +128,6 @@ def recurrent(
     made = init_only_child("recurrent", cell, rng, (first, h))
     spelled = "the output of the cell"
     y, carry = require_pair("recurrent", spelled, made.output(), "(y, h)")
-    require_equal_shapes("recurrent", h, carry, "the next carry", error=TypeError)
-    return made._replace(output=lambda: (stacked(y, length), h))
+    if h is not None:
+        require_equal_shapes("recurrent", h, carry, "the next carry", error=TypeError)
+    return made._replace(output=lambda: (stacked(y, length), carry))

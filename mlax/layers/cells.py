@@ -13,12 +13,13 @@ The gates are laid out along the last axis of the kernels in the order of PyTorc
 of `torch.nn.LSTM` and its siblings are the transposed kernels, and the bias is the sum of their
 two biases.
 
-The initial carry is jnp.zeros(features), or a pair of them for `lstm_cell`. Products are
-computed in the dtype of x, which is also that of y; the carry keeps its own dtypes.
+The initial carry is jnp.zeros(features), or a pair of them for `lstm_cell`; None is short for that,
+in float32 or better. Products are computed in the dtype of x, which is also that of y; the carry
+keeps its own dtypes.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from mlax.errors import message
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
 from mlax.pair import stateless
+from mlax.statistics import wide_dtype
 
 Activation: TypeAlias = Callable[[jax.Array], jax.Array]
 
@@ -68,11 +70,11 @@ class GruCellParams(NamedTuple):
 
 
 def _init_params(
-    owner: str, rng: Key, x: Shaped, carry: tuple[Shaped, ...], features: int, gates: int,
+    owner: str, rng: Key, x: Shaped, carry: tuple[Shaped | None, ...], features: int, gates: int,
     initializers: tuple[Initializer, Initializer, Initializer], dtype: DType,
 ) -> CellParams:
     """Return the parameters; each gate is drawn separately, with its own fans."""
-    _require_carry(owner, x, carry, features)
+    _require_fitting(owner, x, carry, features)
     arguments.require_castable(owner, x, dtype)
 
     def fused(i: int, name: str, *shape: int) -> jax.Array:
@@ -88,30 +90,49 @@ def _init_params(
     )
 
 
-def _require_carry(owner: str, x: Shaped, carry: tuple[Shaped, ...], features: int) -> None:
-    """Require a carry of `features` features whose leading axes fit x."""
-    arguments.require_rank(owner, x, 1)
-    shape = (*x.shape[:-1], features)
-    way_out = f"start with jnp.zeros({shape})"
-    for name, h in zip("hc", carry, strict=False):
+def require_carry(
+    owner: str, x: Shaped, carry: tuple[Shaped | None, ...], shape: tuple[int, ...],
+    names: Sequence[str] = "hc",
+) -> None:
+    """Require arrays of a floating dtype and of this shape, or None for zeros."""
+    way_out = f"start with jnp.zeros({shape}), or with None"
+    for name, h in zip(names, carry, strict=False):
+        if h is None:
+            continue
         arguments.require_array(owner, h, name)
         if not jnp.issubdtype(h.dtype, jnp.floating):
             wanted, got = "of a floating dtype, which it keeps", jnp.dtype(h.dtype).name
             raise TypeError(message(owner, name, wanted, got, way_out))
         if h.shape != shape:
-            wanted = f"of shape {shape}, for {features} features and x of shape {x.shape}"
+            wanted = f"of shape {shape}, for x of shape {x.shape}"
             raise ValueError(message(owner, name, wanted, f"shape {h.shape}", way_out))
 
 
+def pair_of_carries(owner: str, carry: Any, spelled: str) -> tuple[Any, Any]:
+    """Return the two entries of a carry; None is a pair of None."""
+    return (None, None) if carry is None else require_pair(owner, "the carry", carry, spelled)
+
+
+def _require_fitting(
+    owner: str, x: Shaped, carry: tuple[Shaped | None, ...], features: int
+) -> tuple[int, ...]:
+    """Return the shape of a carry of `features` features, and require that it has it."""
+    arguments.require_rank(owner, x, 1)
+    shape = (*x.shape[:-1], features)
+    require_carry(owner, x, carry, shape)
+    return shape
+
+
 def _fitting(
-    owner: str, x: jax.Array, carry: tuple[jax.Array, ...], params: CellParams | GruCellParams
+    owner: str, x: jax.Array, carry: tuple[jax.Array | None, ...],
+    params: CellParams | GruCellParams,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Return x and the carry as jax arrays, and require that they fit the parameters."""
     arguments.require_features(owner, x, params.kernel)
     arguments.require_axes(owner, "params.recurrent_kernel", params.recurrent_kernel, 2)
-    _require_carry(owner, x, carry, params.recurrent_kernel.shape[0])
-    names = zip("hc", carry, strict=False)
-    return arguments.array(owner, x), tuple(arguments.array(owner, h, name) for name, h in names)
+    shape = _require_fitting(owner, x, carry, params.recurrent_kernel.shape[0])
+    zeros = jnp.zeros(shape, wide_dtype(x.dtype))
+    return arguments.array(owner, x), tuple(zeros if h is None else jnp.asarray(h) for h in carry)
 
 
 def _gates(
@@ -130,7 +151,7 @@ class RnnCellConfig(NamedTuple):
 
 
 def apply_rnn_cell(
-    params: CellParams, config: RnnCellConfig, x: tuple[jax.Array, jax.Array]
+    params: CellParams, config: RnnCellConfig, x: tuple[jax.Array, jax.Array | None]
 ) -> tuple[jax.Array, jax.Array]:
     """Return (y, h): see `mlax.rnn_cell`."""
     inputs, h = require_pair("rnn_cell", "x", x, "(x, h)")
@@ -141,14 +162,14 @@ def apply_rnn_cell(
 
 @stateless(apply_rnn_cell, RnnCellConfig)
 def rnn_cell(
-    rng: Key, x: tuple[Shaped, Shaped], features: Size, *,
+    rng: Key, x: tuple[Shaped, Shaped | None], features: Size, *,
     activation: Activation = jnp.tanh, kernel_initializer: Initializer = lecun_normal,
     recurrent_initializer: Initializer = orthogonal,
     bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
 ) -> CellParams:
     """The simple recurrent cell: y = h' = activation(x @ kernel + h @ recurrent_kernel + bias).
 
-    (x, h) -> (y, h'). Start with h = jnp.zeros(features).
+    (x, h) -> (y, h'). Start with h = jnp.zeros(features), or None.
 
     Args:
         features: length of the last axis of h and y.
@@ -182,11 +203,12 @@ class LstmCellConfig(NamedTuple):
 
 
 def apply_lstm_cell(
-    params: CellParams, config: LstmCellConfig, x: tuple[jax.Array, tuple[jax.Array, jax.Array]]
+    params: CellParams, config: LstmCellConfig,
+    x: tuple[jax.Array, tuple[jax.Array, jax.Array] | None],
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Return (y, (h, c)): see `mlax.lstm_cell`."""
     inputs, carry = require_pair("lstm_cell", "x", x, "(x, (h, c))")
-    h, c = require_pair("lstm_cell", "the carry", carry, "(h, c)")
+    h, c = pair_of_carries("lstm_cell", carry, "(h, c)")
     inputs, (h, c) = _fitting("lstm_cell", inputs, (h, c), params)
     i, f, g, o = jnp.split(_gates(inputs, h, *params), 4, -1)
     new_c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -196,7 +218,7 @@ def apply_lstm_cell(
 
 @stateless(apply_lstm_cell, LstmCellConfig, traced_once=True)
 def lstm_cell(
-    rng: Key, x: tuple[Shaped, tuple[Shaped, Shaped]], features: Size, *,
+    rng: Key, x: tuple[Shaped, tuple[Shaped, Shaped] | None], features: Size, *,
     forget_bias: Number = 1.0, kernel_initializer: Initializer = lecun_normal,
     recurrent_initializer: Initializer = orthogonal,
     bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
@@ -207,7 +229,7 @@ def lstm_cell(
         c' = sigmoid(f) * c + sigmoid(i) * tanh(g)
         y = h' = sigmoid(o) * tanh(c')
 
-    Start with the pair (jnp.zeros(features), jnp.zeros(features)).
+    Start with the pair (jnp.zeros(features), jnp.zeros(features)), or with None.
 
     Args:
         features: length of the last axis of h, c and y.
@@ -231,7 +253,7 @@ def lstm_cell(
     ((3, 16), (7, 4), (4,))
     """
     inputs, carry = require_pair("lstm_cell", "x", x, "(x, (h, c))")
-    h, c = require_pair("lstm_cell", "the carry", carry, "(h, c)")
+    h, c = pair_of_carries("lstm_cell", carry, "(h, c)")
     initializers = kernel_initializer, recurrent_initializer, bias_initializer
     params = _init_params("lstm_cell", rng, inputs, (h, c), features, 4, initializers, dtype)
     return params._replace(bias=params.bias.at[features : 2 * features].add(forget_bias))
@@ -242,7 +264,7 @@ class GruCellConfig(NamedTuple):
 
 
 def apply_gru_cell(
-    params: GruCellParams, config: GruCellConfig, x: tuple[jax.Array, jax.Array]
+    params: GruCellParams, config: GruCellConfig, x: tuple[jax.Array, jax.Array | None]
 ) -> tuple[jax.Array, jax.Array]:
     """Return (y, h): see `mlax.gru_cell`."""
     inputs, h = require_pair("gru_cell", "x", x, "(x, h)")
@@ -260,7 +282,7 @@ def apply_gru_cell(
 
 @stateless(apply_gru_cell, GruCellConfig, traced_once=True)
 def gru_cell(
-    rng: Key, x: tuple[Shaped, Shaped], features: Size, *,
+    rng: Key, x: tuple[Shaped, Shaped | None], features: Size, *,
     kernel_initializer: Initializer = lecun_normal,
     recurrent_initializer: Initializer = orthogonal,
     bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
@@ -273,7 +295,7 @@ def gru_cell(
         n = tanh(n_x + r * (n_h + recurrent_bias))
         y = h' = (1 - z) * n + z * h
 
-    Start with h = jnp.zeros(features). In terms of `torch.nn.GRU`, bias is
+    Start with h = jnp.zeros(features), or None. In terms of `torch.nn.GRU`, bias is
     bias_ih + bias_hh for r and z and bias_ih for n, and recurrent_bias is bias_hh for n.
 
     Args:

@@ -56,6 +56,35 @@ def test_a_sequence_may_come_in_parts(parts: list[int]) -> None:
     np.testing.assert_allclose(jnp.concatenate(ys), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("cell", [mlax.lstm_cell(4), mlax.gru_cell(4), mlax.rnn_cell(4)], ids=repr)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_without_start_it_starts_with_zeros(cell: Any, dtype: Any) -> None:
+    def start(x: Any) -> Any:
+        return zeros(x) if cell == mlax.lstm_cell(4) else jnp.zeros(4)
+
+    xs, layer = XS.astype(dtype), mlax.recurrent(cell)
+    params, state = mlax.carried(layer).init(KEY, xs)
+    y, _ = mlax.carried(layer).apply(params, state, xs)
+    given = mlax.carried(layer, start)
+    expected, _ = given.apply(params, given.init(KEY, xs)[1], xs)
+    np.testing.assert_array_equal(y, expected)
+    decoder = mlax.carried(layer, decodes=True)
+    state = mlax.init_state(decoder, params, xs)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {np.dtype("float32")}
+    parts = []
+    for part in jnp.split(xs, [2]):
+        y, state = decoder.apply(params, state, part, inference_mode=True)
+        parts.append(y)
+    np.testing.assert_allclose(jnp.concatenate(parts), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_that_wants_a_carry_says_so() -> None:
+    layer = mlax.carried(mlax.recurrent(mlax.f(lambda xh: (xh[0] + xh[1], xh[1]))))
+    with pytest.raises(TypeError) as error:
+        layer.init(KEY, XS)
+    assert "carried" in "".join(error.value.__notes__)
+
+
 def test_generate_takes_recurrent_models() -> None:
     def model(decodes: bool = False) -> Any:
         return mlax.batched(

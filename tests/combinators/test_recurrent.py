@@ -232,6 +232,22 @@ def test_no_steps() -> None:
     np.testing.assert_array_equal(h, H)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_none_starts_with_the_zeros_of_the_cell(reverse: bool) -> None:
+    @mlax.block(drop=mlax.dropout(0.5, 0), norm=mlax.z_norm(0), cell=mlax.lstm_cell(2))
+    def cell(sub: Any, x: Any) -> Any:
+        return sub.cell((sub.norm(sub.drop(x[0])), x[1]))
+
+    model = mlax.recurrent(cell, reverse)
+    params, state = model.init(KEY, (XS, None))
+    h = jnp.zeros(2), jnp.zeros(2)
+    expected = model.apply(params, state, (XS, h), KEY)
+    got = jax.jit(model.apply)(params, state, (XS, None), KEY)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
+    (ys, after), _ = model.apply(params, state, (XS[:0], None), KEY)
+    assert ys.shape == (0, 2) and all((a == 0).all() for a in after)
+
+
 def test_sequences_of_another_length() -> None:
     params, state = mlax.recurrent(ELMAN).init(KEY, (XS[:1], H))
     (ys, _), _ = mlax.recurrent.apply(params, state, (XS, H))

@@ -228,11 +228,13 @@ def read_normalized_axis(owner: str, name: str, value: Any) -> str | int | tuple
     return value
 
 
-def read_padding(owner: str, name: str, value: Any) -> str | int | tuple[Any, ...]:
+def read_padding(
+    owner: str, name: str, value: Any, names: Sequence[str] = PADDINGS
+) -> str | int | tuple[Any, ...]:
     """Require the name of a padding, an integer, or a sequence of integers and pairs."""
     if isinstance(value, str):
-        if value.upper() not in PADDINGS:
-            wanted = f"one of {', '.join(PADDINGS)}, or integers"
+        if value.upper() not in names:
+            wanted = f"one of {', '.join(names)}, or integers"
             raise ValueError(message(owner, name, wanted, repr(value)))
         return value.upper()
     wanted = "made of integers and pairs of integers"

@@ -71,6 +71,22 @@ def test_batch_norm_and_its_statistics() -> None:
     assert_close(jax.tree.leaves(state.variables), [statistics["mean"], statistics["var"]])
 
 
+@pytest.mark.parametrize(("strides", "dilation", "groups"), [(1, 2, 1), (2, 1, 3)])
+def test_causal_conv(strides: int, dilation: int, groups: int) -> None:
+    module = linen.Conv(
+        6, (3,), strides, "CAUSAL", kernel_dilation=dilation, feature_group_count=groups,
+        use_bias=False,
+    )
+
+    def oracle(params: Any, x: jax.Array) -> Any:
+        return module.apply({"params": {"kernel": jnp.moveaxis(params.kernel, 0, -1)}}, x)
+
+    layer = mlax.conv(
+        6, 3, strides, "CAUSAL", filter_dilation=dilation, feature_group_count=groups
+    )
+    assert_layer_equals(layer, oracle, X)
+
+
 @pytest.mark.parametrize(("strides", "padding"), [(1, "SAME"), (2, "SAME"), (2, "VALID")])
 def test_conv_transpose(strides: int, padding: str) -> None:
     module = linen.ConvTranspose(4, (3, 3), (strides, strides), padding, use_bias=False)

@@ -16,7 +16,7 @@ from mlax.combinators.types import DictState
 from mlax.errors import message
 from mlax.initializers import Initializer, lecun_normal
 from mlax.layer import Layer, Shaped, State
-from mlax.layers.conv import ConvFormat, ConvParams, conv
+from mlax.layers.conv import ConvFormat, ConvPadding, ConvParams, conv
 
 
 def _read_transposed_padding(owner: str, name: str, value: Any) -> Any:
@@ -97,7 +97,7 @@ def _transposed_pads(span: int, step: int, padding: str) -> tuple[int, int]:
 @composed()
 def depthwise_conv(
     x: Shaped, filter_shape: Sizes, *,
-    channel_multiplier: Size = 1, strides: Sizes = 1, padding: Padding = "VALID",
+    channel_multiplier: Size = 1, strides: Sizes = 1, padding: ConvPadding = "VALID",
     filter_dilation: Sizes | None = None, data_format: ConvFormat = "channel_last",
     precision: Precision = None, accum_dtype: DType | None = None,
     kernel_initializer: Initializer = lecun_normal, dtype: DType = jnp.float32,
@@ -137,7 +137,7 @@ def depthwise_conv(
 def separable_conv(
     x: Shaped, out_channels: Size, *,
     filter_shape: Sizes, channel_multiplier: Size = 1, strides: Sizes = 1,
-    padding: Padding = "VALID", filter_dilation: Sizes | None = None,
+    padding: ConvPadding = "VALID", filter_dilation: Sizes | None = None,
     data_format: ConvFormat = "channel_last", precision: Precision = None,
     accum_dtype: DType | None = None, depthwise_initializer: Initializer = lecun_normal,
     pointwise_initializer: Initializer = lecun_normal, dtype: DType = jnp.float32,

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from mlax import arguments, mesh
 from mlax.arguments import (
-    CHANNEL_AXES, DType, Padding, Precision, Rule, Sharding, Size, Sizes, is_sequence,
+    CHANNEL_AXES, PADDINGS, DType, Padding, Precision, Rule, Sharding, Size, Sizes, is_sequence,
     optional_per_axis, padding_per_axis, per_axis,
 )
 from mlax.errors import expected, message
@@ -50,6 +50,15 @@ ConvFormat: TypeAlias = Annotated[
     Literal["channel_last", "channel_first"] | tuple[str, str, str], Rule(read_conv_format)
 ]
 """Where the channel axis is, or the specs of x, kernel and y, one letter for each axis."""
+
+
+def read_conv_padding(owner: str, name: str, value: Any) -> str | int | tuple[Any, ...]:
+    """Require a padding as `arguments.read_padding` does, or "CAUSAL"."""
+    return arguments.read_padding(owner, name, value, (*PADDINGS, "CAUSAL"))
+
+
+ConvPadding: TypeAlias = Annotated[Padding, Rule(read_conv_padding)]
+"""The name of a padding, an integer, or an integer or a pair for each spatial axis."""
 
 
 class ConvParams(NamedTuple):
@@ -98,13 +107,14 @@ def apply(params: ConvParams, config: ConvConfig, x: jax.Array) -> jax.Array:
     strides = per_axis("conv", "strides", config.strides, rank)
     input_dilation = optional_per_axis("conv", "input_dilation", config.input_dilation, rank)
     filter_dilation = optional_per_axis("conv", "filter_dilation", config.filter_dilation, rank)
+    window = [n for n, axis in zip(params.kernel.shape, kernel_spec) if axis not in "OI"]
+    padding = _padding(config.padding, window, input_dilation, filter_dilation)
     sharding = _sharding(config.out_sharding, x, params.kernel, x_spec, kernel_spec, y_spec)
 
     def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
         y: jax.Array = lax.conv_general_dilated(
-            x, kernel, strides, _padding(config.padding, input_dilation), input_dilation,
-            filter_dilation, ("N" + x_spec, kernel_spec, "N" + y_spec),
-            config.feature_group_count,
+            x, kernel, strides, padding, input_dilation, filter_dilation,
+            ("N" + x_spec, kernel_spec, "N" + y_spec), config.feature_group_count,
             precision=config.precision, preferred_element_type=config.accum_dtype,
             out_sharding=mesh.output_sharding(sharding),
         )
@@ -114,8 +124,7 @@ def apply(params: ConvParams, config: ConvConfig, x: jax.Array) -> jax.Array:
     if config.feature_group_count > 1 and mesh.may_be_sharded():
         geometry = Geometry(
             ("N" + x_spec, kernel_spec, "N" + y_spec), config.feature_group_count, strides,
-            _padding(config.padding, input_dilation), input_dilation, filter_dilation,
-            config.precision,
+            padding, input_dilation, filter_dilation, config.precision,
         )
         run = with_derivative_by_taps(convolve, geometry)
     kernel: jax.Array = mesh.on_mesh_of(x, params.kernel).astype(x.dtype)
@@ -127,7 +136,7 @@ def apply(params: ConvParams, config: ConvConfig, x: jax.Array) -> jax.Array:
 @stateless(apply, ConvConfig, traced_once=True)
 def conv(
     rng: Key, x: Shaped, out_channels: Size, filter_shape: Sizes,
-    strides: Sizes = 1, padding: Padding = "VALID",
+    strides: Sizes = 1, padding: ConvPadding = "VALID",
     input_dilation: Sizes | None = None, filter_dilation: Sizes | None = None,
     feature_group_count: Size = 1, batch_group_count: Size = 1,
     data_format: ConvFormat = "channel_last",
@@ -148,7 +157,8 @@ def conv(
         filter_shape: lengths of the window.
         strides: distances between windows.
         padding: "VALID", "SAME", "SAME_LOWER", an integer, or for each spatial axis an
-            integer or a pair (before, after).
+            integer or a pair (before, after). "CAUSAL", for one spatial axis, is
+            ((filter_shape - 1) * filter_dilation, 0). See below for what y depends on.
         input_dilation: distances between neighbours of x after zeros are inserted. None means 1.
         filter_dilation: distances between neighbours of the kernel, likewise.
         feature_group_count: number of groups of channels; each output channel only sees the
@@ -165,6 +175,11 @@ def conv(
             elsewhere. None means
             the spatial axes as in x and the channels as in the kernel, which is ambiguous where
             both x and the kernel are sharded along in_channels.
+
+    Along an axis with window length n, stride s, filter dilation d and span = (n - 1) * d, y[t]
+    depends on x[s * t - before], x[s * t - before + d], ..., x[s * t - before + span], where before
+    is 0 for "VALID" and span for "CAUSAL", which sees no x after x[s * t]. For "SAME" and s = 1, it
+    is span / 2, rounded down, and for "SAME_LOWER" rounded up.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not floating and the kernel is.
@@ -196,9 +211,9 @@ def conv(
         way_out = "a layer takes one example, which cannot be split"
         raise ValueError(message("conv", "batch_group_count", "1", batch_group_count, way_out))
     per_axis("conv", "strides", strides, rank)
-    optional_per_axis("conv", "filter_dilation", filter_dilation, rank)
-    _padding(padding, optional_per_axis("conv", "input_dilation", input_dilation, rank))
     window = per_axis("conv", "filter_shape", filter_shape, rank)
+    dilations = {"input_dilation": input_dilation, "filter_dilation": filter_dilation}
+    _padding(padding, window, *(optional_per_axis("conv", *d, rank) for d in dilations.items()))
     shape = (*window, in_channels // feature_group_count, out_channels)
     kernel = initialize("conv", "kernel_initializer", kernel_initializer, rng, shape, dtype)
     initial_spec = kernel_spec.replace("O", "").replace("I", "") + "IO"
@@ -206,17 +221,27 @@ def conv(
 
 
 def _padding(
-    padding: Padding, input_dilation: tuple[int, ...]
+    padding: Padding, window: Sequence[int], input_dilation: tuple[int, ...],
+    filter_dilation: tuple[int, ...],
 ) -> str | tuple[tuple[int, int], ...]:
     """Return the padding in a form that `jax.lax.conv_general_dilated` accepts."""
-    rank = len(input_dilation)
-    pads = padding_per_axis("conv", padding, rank)
+    rank = len(window)
+    is_causal = isinstance(padding, str) and padding.upper() == "CAUSAL"
+    pads = "CAUSAL" if is_causal else padding_per_axis("conv", padding, rank)
     if pads == "VALID":
         return ((0, 0),) * rank
     if isinstance(pads, str) and max(input_dilation) > 1:
         wanted = "VALID or integers if input_dilation is greater than 1"
         raise ValueError(message("conv", "padding", wanted, repr(padding)))
-    return pads
+    if not is_causal:
+        return pads
+    before = [(length - 1) * gap for length, gap in zip(window, filter_dilation, strict=True)]
+    if rank != 1:
+        pairs = ((before[0], 0), *((width // 2, width - width // 2) for width in before[1:]))
+        wanted = f"VALID, SAME, SAME_LOWER, or integers for {rank} spatial axes"
+        way_out = f"pad the axis of time alone, such as {pairs}, if it is the first"
+        raise ValueError(message("conv", "padding", wanted, repr(padding), way_out))
+    return ((before[0], 0),)
 
 
 def _specs(data_format: str | Sequence[str], rank: int) -> tuple[str, str, str]:

@@ -187,6 +187,73 @@ def test_input_dilation_with_the_default_padding() -> None:
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("strides", "dilation", "groups"), [(1, 1, 1), (2, 1, 1), (1, 3, 2)])
+def test_causal_padding(strides: int, dilation: int, groups: int) -> None:
+    x = np.random.default_rng(0).normal(size=(7, 2))
+    kernel = np.asarray(drawn(KEY, (3, 2 // groups, 4), jnp.float32), np.float64)
+    pads = [(2 * dilation, 0)]
+    expected = convolution(x, kernel, (strides,), pads, (1,), (dilation,), groups)
+    layer = mlax.conv(
+        4, 3, strides, "causal", None, dilation, groups, kernel_initializer=drawn
+    )
+    params, state = layer.init(KEY, jnp.asarray(x))
+    y, _ = layer.apply(params, state, jnp.asarray(x))
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("padding", "before"), [("VALID", 0), ("CAUSAL", 4), ("SAME", 2), ("SAME_LOWER", 2)]
+)
+@pytest.mark.parametrize("filter_shape", [3, 2])
+def test_what_y_depends_on(padding: str, before: int, filter_shape: int) -> None:
+    """As the docstring says, for filter dilation 2 and no stride."""
+    layer = mlax.depthwise_conv(filter_shape, padding=padding, filter_dilation=2)
+    x = jnp.ones((7, 1))
+    params, state = layer.init(KEY, x)
+    sees = np.asarray(jax.jacobian(lambda x: layer.apply(params, state, x)[0])(x))[:, 0, :, 0] != 0
+    before = before * (filter_shape - 1) // 2
+    for t, seen in enumerate(sees):
+        window = {t - before + 2 * k for k in range(filter_shape)}
+        assert set(np.flatnonzero(seen)) == window & set(range(7))
+
+
+def test_a_causal_convolution_in_parts() -> None:
+    """The last inputs are a carry: `mlax.carried` of a convolution that is given them decodes."""
+    @mlax.block(conv=mlax.depthwise_conv(3))
+    def remembering(sub: Any, inputs: tuple[jax.Array, jax.Array]) -> Any:
+        x = jnp.concatenate([inputs[1], inputs[0]])
+        return sub.conv(x), x[-2:]
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
+    decoder = mlax.carried(remembering, lambda x: jnp.zeros((2, 4)), decodes=True)
+    params, state = decoder.init(KEY, x)
+    parts = []
+    for part in (x[:1], x[1:4], x[4:]):
+        y, state = decoder.apply(params, state, part, inference_mode=True)
+        parts.append(y)
+    whole = mlax.depthwise_conv(3, padding="CAUSAL")
+    y, _ = whole.apply(params["conv"], whole.init(KEY, x)[1], x)
+    np.testing.assert_allclose(jnp.concatenate(parts), y, rtol=1e-5, atol=1e-6)
+
+
+def test_causal_padding_is_for_one_axis_and_for_convolutions() -> None:
+    with pytest.raises(ValueError, match=r"conv: .*2 spatial axes, got 'CAUSAL'; .*\(\(2, 0\), \(1, 1"):
+        mlax.conv(3, 3, padding="CAUSAL", kernel_initializer=drawn).init(KEY, IMAGE)
+    with pytest.raises(ValueError, match="conv: expected padding to be one of .*CAUSAL.*'CASUAL'"):
+        mlax.conv(3, 3, padding="CASUAL")
+    with pytest.raises(ValueError, match="conv: expected padding .*input_dilation.*'CAUSAL'"):
+        layer = mlax.conv(3, 2, padding="CAUSAL", input_dilation=2, kernel_initializer=drawn)
+        layer.init(KEY, jnp.ones((5, 2)))
+    with pytest.raises(ValueError, match="max_pool: expected padding to be one of VALID, SAME, SA"):
+        mlax.max_pool(2, padding="CAUSAL")
+
+
+def test_the_class_takes_causal_padding() -> None:
+    x = jnp.ones((5, 2))
+    module = nn.Conv(KEY, 4, 3, padding="CAUSAL", kernel_initializer=drawn)
+    assert module(x, None)[0].shape == (5, 4)
+
+
 def test_same_padding_with_input_dilation_raises() -> None:
     init, _ = mlax.conv(3, 2, padding="SAME", input_dilation=2, kernel_initializer=drawn)
     with pytest.raises(ValueError, match="^conv: expected padding .*'SAME'"):

@@ -47,12 +47,15 @@ if TYPE_CHECKING:
     from mlax.layers.f import f, f_rng
     from mlax.layers.global_pool import adaptive_avg_pool, flatten, global_avg_pool
     from mlax.layers.linear import linear
+    from mlax.layers.lru import lru, lru_cell
+    from mlax.layers.min_gru import min_gru, min_gru_cell
     from mlax.layers.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
     from mlax.layers.parameter import parameter
     from mlax.layers.pool import avg_pool, max_pool, pool, sum_pool
     from mlax.layers.position_embedding import position_embedding
     from mlax.layers.relative_bias import relative_bias
     from mlax.layers.scaler import scaler
+    from mlax.layers.selective_ssm import selective_ssm, selective_ssm_cell
     from mlax.layers.z_norm import z_norm
     from mlax.module import Module, Parameter
     from mlax.module import is_leaf_param, is_non_trainable_param, is_trainable_param
@@ -76,8 +79,11 @@ else:
         "mlax.layers.cells": "gru_cell lstm_cell rnn_cell",
         "mlax.layers.f": "f f_rng",
         "mlax.layers.global_pool": "adaptive_avg_pool flatten global_avg_pool",
+        "mlax.layers.lru": "lru lru_cell",
+        "mlax.layers.min_gru": "min_gru min_gru_cell",
         "mlax.layers.norms": "batch_norm group_norm instance_norm layer_norm rms_norm",
         "mlax.layers.pool": "avg_pool max_pool pool sum_pool",
+        "mlax.layers.selective_ssm": "selective_ssm selective_ssm_cell",
         "mlax.module": (
             "Module Parameter is_leaf_param is_non_trainable_param is_trainable_param"
         ),
@@ -121,10 +127,11 @@ __all__ = [
     "ensemble", "f", "f_rng", "flatten", "flops", "from_linen", "from_stax", "frozen", "functional",
     "generate", "global_avg_pool", "group_norm", "gru_cell", "init_state", "instance_norm",
     "is_leaf_param", "is_non_trainable_param", "is_trainable_param", "layer", "layer_norm",
-    "linear", "lstm_cell", "map_with_path", "mask", "max_pool", "mlp", "moe", "multiply", "nbytes",
-    "needs_rng", "nn", "parallel", "parameter", "partition", "paths", "pool", "position_embedding",
-    "positions", "recurrent", "relative_bias", "remat", "repeat", "residual", "rms_norm",
-    "rnn_cell", "scaler", "separable_conv", "series", "stateless", "stochastic_depth", "sum_pool",
+    "linear", "lru", "lru_cell", "lstm_cell", "map_with_path", "mask", "max_pool", "min_gru",
+    "min_gru_cell", "mlp", "moe", "multiply", "nbytes", "needs_rng", "nn", "parallel", "parameter",
+    "partition", "paths", "pool", "position_embedding", "positions", "recurrent", "relative_bias",
+    "remat", "repeat", "residual", "rms_norm", "rnn_cell", "scaler", "selective_ssm",
+    "selective_ssm_cell", "separable_conv", "series", "stateless", "stochastic_depth", "sum_pool",
     "summary", "switch", "tap", "testing", "to_stax", "transformer_block", "typed", "types",
     "z_norm",
 ]

@@ -1,4 +1,4 @@
-"""Pure functions without parameters: dropout, pooling, normalisation, attention.
+"""Pure functions without parameters: dropout, pooling, normalisation, attention, recurrences.
 
 Each takes one example; a batch goes through `jax.vmap`.
 """
@@ -18,6 +18,7 @@ from mlax.arguments import Axes, NormalizedAxis, Padding, Sizes
 from mlax.chunked_attention import chunked_attention
 from mlax.errors import expected, message
 from mlax.layer import AxisName, Key
+from mlax.linear_recurrence import linear_recurrence
 from mlax.statistics import (
     MAP_A_BATCH, elements, require_statistics, standardized, statistics, warn_of_one_element,
     wide_dtype,
@@ -26,7 +27,8 @@ from mlax.statistics import (
 # fmt: off
 __all__ = [
     "apply_attention_weights", "avg_pool", "batch_mean", "chunked_attention",
-    "dot_product_attention_logits", "dropout", "identity", "max_pool", "pool", "sum_pool", "z_norm",
+    "dot_product_attention_logits", "dropout", "identity", "linear_recurrence", "max_pool", "pool",
+    "sum_pool", "z_norm",
 ]
 # fmt: on
 

@@ -46,13 +46,15 @@ from mlax.layers.bias import BiasConfig, BiasParams, InFeatures
 from mlax.layers.cells import (
     CellParams, GruCellConfig, GruCellParams, LstmCellConfig, RnnCellConfig,
 )
-from mlax.layers.conv import ConvConfig, ConvFormat, ConvParams
+from mlax.layers.conv import ConvConfig, ConvFormat, ConvPadding, ConvParams
 from mlax.layers.dense import DenseConfig, DenseParams
 from mlax.layers.dropout import DropoutConfig
 from mlax.layers.embed import EmbedConfig, EmbedParams
 from mlax.layers.f import FConfig, FRngConfig
 from mlax.layers.global_pool import AdaptiveAvgPoolConfig, FlattenConfig, GlobalAvgPoolConfig
 from mlax.layers.linear import LinearConfig, LinearParams
+from mlax.layers.lru import LruCellConfig, LruConfig, LruParams
+from mlax.layers.min_gru import MinGruCellConfig, MinGruConfig, MinGruParams
 from mlax.layers.norms import (
     BatchNormConfig, GroupNormConfig, InstanceNormConfig, LayerNormConfig, NormParams,
     RmsNormConfig,
@@ -64,7 +66,11 @@ from mlax.layers.position_embedding import (
 )
 from mlax.layers.relative_bias import RelativeBiasConfig
 from mlax.layers.scaler import ScalerConfig, ScalerParams
+from mlax.layers.selective_ssm import (
+    SelectiveSsmCellConfig, SelectiveSsmConfig, SelectiveSsmParams,
+)
 from mlax.layers.z_norm import ZNormConfig, ZNormVariables
+from mlax.linear_recurrence import Implementation
 from mlax.pair import Pair
 from mlax.summaries import Row, Summary
 from mlax.tree import Where
@@ -75,19 +81,22 @@ __all__ = [
     "AttentionConfig", "AttentionInputs", "AttentionParams", "AvgPoolConfig", "Axes", "Axis",
     "AxisName", "BatchNormConfig", "BatchedConfig", "Beams", "BiasConfig", "BiasParams",
     "CarriedConfig", "CarriedVariables", "CastConfig", "CellParams", "Child", "ComposedConfig",
-    "ConcatenateConfig", "ConvConfig", "ConvFormat", "ConvParams", "DType", "DataFormat",
-    "DenseConfig", "DenseParams", "DictState", "DropoutConfig", "EmbedConfig", "EmbedParams",
-    "EnsembleConfig", "Entries", "Epsilon", "FConfig", "FRngConfig", "FlattenConfig", "Flops",
-    "FromLinenConfig", "FromStaxConfig", "FrozenConfig", "Generated", "GlobalAvgPoolConfig",
-    "GroupNormConfig", "GruCellConfig", "GruCellParams", "InFeatures", "Init", "Initializer",
-    "InstanceNormConfig", "Jitted", "Key", "Layer", "LayerNormConfig", "LinearConfig",
-    "LinearParams", "LstmCellConfig", "MaxPoolConfig", "MoeConfig", "MoeInputs", "MoeParams",
-    "Momentum", "MultiplyConfig", "NormParams", "NormalizedAxis", "Number", "Padding", "Pair",
-    "ParameterConfig", "ParameterParams", "PoolConfig", "PositionBias", "PositionEmbeddingConfig",
-    "PositionEmbeddingParams", "PositionEmbeddingVariables", "Precision", "Product", "Rate",
-    "RecurrentConfig", "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig",
-    "RnnCellConfig", "Rotation", "Routed", "Row", "Rule", "ScalerConfig", "ScalerParams", "Shape",
-    "Shaped", "Sharding", "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer",
-    "Sublayers", "SumPoolConfig", "Summary", "SwitchConfig", "TupleState", "Variables", "Where",
-    "WiredConfig", "ZNormConfig", "ZNormVariables",
+    "ConcatenateConfig", "ConvConfig", "ConvFormat", "ConvPadding", "ConvParams", "DType",
+    "DataFormat", "DenseConfig", "DenseParams", "DictState", "DropoutConfig", "EmbedConfig",
+    "EmbedParams", "EnsembleConfig", "Entries", "Epsilon", "FConfig", "FRngConfig", "FlattenConfig",
+    "Flops", "FromLinenConfig", "FromStaxConfig", "FrozenConfig", "Generated",
+    "GlobalAvgPoolConfig", "GroupNormConfig", "GruCellConfig", "GruCellParams", "Implementation",
+    "InFeatures", "Init", "Initializer", "InstanceNormConfig", "Jitted", "Key", "Layer",
+    "LayerNormConfig", "LinearConfig", "LinearParams", "LruCellConfig", "LruConfig", "LruParams",
+    "LstmCellConfig", "MaxPoolConfig", "MinGruCellConfig", "MinGruConfig", "MinGruParams",
+    "MoeConfig", "MoeInputs", "MoeParams", "Momentum", "MultiplyConfig", "NormParams",
+    "NormalizedAxis", "Number", "Padding", "Pair", "ParameterConfig", "ParameterParams",
+    "PoolConfig", "PositionBias", "PositionEmbeddingConfig", "PositionEmbeddingParams",
+    "PositionEmbeddingVariables", "Precision", "Product", "Rate", "RecurrentConfig",
+    "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig", "RnnCellConfig",
+    "Rotation", "Routed", "Row", "Rule", "ScalerConfig", "ScalerParams", "SelectiveSsmCellConfig",
+    "SelectiveSsmConfig", "SelectiveSsmParams", "Shape", "Shaped", "Sharding", "Size", "Sizes",
+    "State", "StochasticDepthConfig", "Sublayer", "Sublayers", "SumPoolConfig", "Summary",
+    "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig", "ZNormConfig",
+    "ZNormVariables",
 ]

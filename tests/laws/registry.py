@@ -1139,6 +1139,31 @@ CASES = (
         layer=mlax.carried(mlax.recurrent(mlax.gru_cell(3)), zeros_of_three),
         x=normal(3, 2),
     ),
+    Case(name="lru_cell", layer=mlax.lru_cell(3), x=(normal(2), (normal(3), normal(3)[::-1]))),
+    Case(name="lru", layer=mlax.lru(3), x=(normal(4, 2), (normal(3), normal(3)[::-1]))),
+    Case(
+        name="selective_ssm_cell",
+        layer=mlax.selective_ssm_cell(3),
+        x=(normal(4, 2), normal(4, 2, 3)),
+    ),
+    Case(
+        name="selective_ssm",
+        layer=mlax.selective_ssm(3, delta_rank=2),
+        x=(normal(4, 2), normal(2, 3)),
+    ),
+    Case(name="min_gru_cell", layer=mlax.min_gru_cell(3), x=(normal(2), normal(3))),
+    Case(name="min_gru", layer=mlax.min_gru(3), x=(normal(4, 2), normal(3))),
+    Case(name="carried-from-zeros", layer=mlax.carried(mlax.lru(3)), x=normal(4, 2)),
+    Case(
+        name="recurrent-from-zeros",
+        layer=mlax.recurrent(mlax.lstm_cell(2)),
+        x=(normal(3, 2), None),
+    ),
+    Case(
+        name="depthwise_conv-causal",
+        layer=mlax.depthwise_conv(3, padding="CAUSAL", filter_dilation=2),
+        x=normal(5, 2),
+    ),
     Case(name="attention", layer=mlax.attention(2), x=normal(3, 4)),
     Case(
         name="attention-grouped",

@@ -202,3 +202,46 @@ def gru_cell(
     n = np.tanh(n_x + r * (n_h + recurrent_bias))
     result: Array = (1 - z) * n + z * h
     return result
+
+
+def lru_cell(
+    x: Array, real: Array, imag: Array, nu_log: Array, theta_log: Array, gamma_log: Array,
+    b_real: Array, b_imag: Array, c_real: Array, c_imag: Array, d: Array,
+) -> tuple[Array, tuple[Array, Array]]:
+    """Return y and the parts of the next h of a linear recurrent unit, in real numbers."""
+    radius, phase = np.exp(-np.exp(nu_log)), np.exp(theta_log)
+    cos, sin = radius * np.cos(phase), radius * np.sin(phase)
+    gamma = np.exp(gamma_log)
+    real, imag = (
+        cos * real - sin * imag + gamma * (x @ b_real),
+        sin * real + cos * imag + gamma * (x @ b_imag),
+    )
+    return real @ c_real - imag @ c_imag + d * x, (real, imag)
+
+
+def selective_ssm_cell(
+    x: Array, h: Array, kernel: Array, delta_kernel: Array, delta_bias: Array, a_log: Array,
+    d: Array,
+) -> tuple[Array, Array]:
+    """Return y and the next h of a selective state space model."""
+    rank, size = len(delta_kernel), a_log.shape[1]
+    low, b, c = np.split(x @ kernel, [rank, rank + size], -1)
+    delta = np.log1p(np.exp(low @ delta_kernel + delta_bias))[..., None]
+    h = np.exp(-delta * np.exp(a_log)) * h + delta * x[..., None] * b[..., None, :]
+    return (h * c[..., None, :]).sum(-1) + d * x, h
+
+
+def min_gru_cell(x: Array, h: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
+    """Return y and the next h of a minimal gated recurrent unit."""
+    z, candidate = np.split(x @ kernel + bias, 2, -1)
+    h = (1 - sigmoid(z)) * h + sigmoid(z) * candidate
+    return h, h
+
+
+def over_time(step: Any, xs: Array, h: Any) -> tuple[Array, Any]:
+    """Return the y of all steps, and the last h, of step(x, h)."""
+    ys = []
+    for x in xs:
+        y, h = step(x, h)
+        ys.append(y)
+    return np.stack(ys), h

@@ -76,6 +76,13 @@ LIMITS: dict[str, tuple[float, float, float, float]] = {
     "rnn_cell": (1.3, 1.8, 10.8, 9.0),
     "lstm_cell": (2.3, 5.0, 8.8, 6.7),
     "gru_cell": (2.5, 2.9, 5.2, 11.6),
+    "lru_cell": (2.0, 1.8, 5.2, 5.7),
+    "lru": (3.2, 2.2, 4.9, 5.1),
+    "selective_ssm_cell": (1.4, 3.1, 4.5, 5.4),
+    "selective_ssm": (2.4, 2.1, 7.2, 6.1),
+    "min_gru_cell": (1.4, 2.1, 6.6, 3.3),
+    "min_gru": (1.9, 1.7, 8.0, 7.4),
+    "functional.linear_recurrence": (0.51, 0.51, 1.1, 1.2),
     "dropout": (2.9, 1.5, 1.8, 1.7),
     "functional.z_norm": (0.51, 0.51, 4.0, 4.0),
     "functional.dot_product_attention_logits": (2.1, 1.1, 2.8, 5.7),
@@ -182,6 +189,11 @@ def attended(xs: tuple[jax.Array, jax.Array]) -> jax.Array:
 def chunked(xs: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
     """Return attention of (query, key, value), two by two."""
     return functional.chunked_attention(*xs, chunk_length=2)
+
+
+def recurred(xs: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Return the linear recurrence of (decay, x)."""
+    return functional.linear_recurrence(*xs)
 
 
 def attention_of_two_heads(params: Any, x: Array) -> Array:
@@ -314,6 +326,43 @@ CASES = {
         mlax.gru_cell(8),
         (ROWS[:2, :16], CARRY),
         lambda p, x: (y := oracle.gru_cell(*x, *p), y),
+    ),
+    "lru_cell": of(
+        mlax.lru_cell(6),
+        (ROWS[:2, :16], (CARRY[:, :6], CARRY[::-1, :6])),
+        lambda p, x: oracle.lru_cell(x[0], *x[1], *p),
+    ),
+    "lru": of(
+        mlax.lru(6),
+        (ROWS[:, :16], (CARRY[0, :6], CARRY[1, :6])),
+        lambda p, x: oracle.over_time(lambda x, h: oracle.lru_cell(x, *h, *p), *x),
+    ),
+    "selective_ssm_cell": of(
+        mlax.selective_ssm_cell(4),
+        (ROWS[:2, :6], normal(2, 6, 4)),
+        lambda p, x: oracle.selective_ssm_cell(*x, *p),
+    ),
+    "selective_ssm": of(
+        mlax.selective_ssm(4),
+        (ROWS[:, :6], normal(6, 4)),
+        lambda p, x: oracle.over_time(lambda x, h: oracle.selective_ssm_cell(x, h, *p), *x),
+    ),
+    "min_gru_cell": of(
+        mlax.min_gru_cell(8),
+        (ROWS[:2, :16], CARRY),
+        lambda p, x: oracle.min_gru_cell(*x, *p),
+    ),
+    "min_gru": of(
+        mlax.min_gru(8),
+        (ROWS[:, :16], CARRY[0]),
+        lambda p, x: oracle.over_time(lambda x, h: oracle.min_gru_cell(x, h, *p), *x),
+    ),
+    "functional.linear_recurrence": of(
+        mlax.f(recurred),
+        (ROWS / 4, ROWS[::-1]),
+        lambda p, x: oracle.over_time(
+            lambda terms, h: (terms[0] * h + terms[1],) * 2, np.stack(x, 1), 0 * x[1][0]
+        )[0],
     ),
     "dropout": of(mlax.dropout(0.3, -1), ROWS, lambda p, x: kept(0.3, x)),
     "functional.z_norm": of(

@@ -66,11 +66,17 @@ def linear_recurrence(
     wide = wide_dtype(x.dtype)
     steps = jnp.broadcast_to(decay.astype(wide), x.shape), x.astype(wide)
     first = jnp.zeros(x.shape[1:], wide) if h is None else jnp.asarray(h).astype(wide)
+    is_symbolic = type(x.shape[0]) is not int
     if implementation is None:
-        on_cpu, is_symbolic = jax.default_backend() == "cpu", type(x.shape[0]) is not int
+        on_cpu = jax.default_backend() == "cpu"
         implementation = "sequential" if on_cpu or is_symbolic else "associative"
     hs: jax.Array
     if implementation == "associative":
+        if is_symbolic:
+            wanted, got = f"None or sequential for {x.shape[0]} steps", repr(implementation)
+            way_out = "a tree of steps needs a length that is known"
+            owner = "linear_recurrence"
+            raise ValueError(message(owner, "implementation", wanted, got, way_out))
         decays, hs = lax.associative_scan(_combined, steps, reverse=reverse)
         if h is not None:
             hs += decays * jnp.broadcast_to(first, hs.shape)

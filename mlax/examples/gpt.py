@@ -4,7 +4,8 @@
 
 The text comes with Python: the topics of `help()`. The last tenth of it is held out. The same
 expression makes the model that is trained and the one that writes, which keeps the keys and values
-of its attention in its state. `--model lstm` trains a recurrent one instead.
+of its attention in its state. `--model lstm` trains a recurrent one instead, and `--model ssm` one
+of linear recurrences; their state is the carry.
 """
 
 import argparse
@@ -53,21 +54,31 @@ def gpt(decodes: bool = False) -> AnyLayer:
     )
 
 
-def zeros(x: mlax.Shaped) -> tuple[jax.Array, jax.Array]:
-    """Return the carry that the lstm starts with."""
-    return jnp.zeros(256), jnp.zeros(256)
-
-
 def lstm(decodes: bool = False) -> AnyLayer:
     """Return such a model without attention, whose state is the carry."""
     return mlax.series(
         embed=mlax.embed(len(ALPHABET), 128),
-        body=mlax.carried(mlax.recurrent(mlax.lstm_cell(256)), zeros, decodes=decodes),
+        body=mlax.carried(mlax.recurrent(mlax.lstm_cell(256)), decodes=decodes),
         head=mlax.dense(len(ALPHABET)),
     )
 
 
-MODELS = {"gpt": gpt, "lstm": lstm}
+def ssm(decodes: bool = False) -> AnyLayer:
+    """Return such a model of gated linear recurrences, whose state is the carries."""
+    recurrence = mlax.series(mlax.dense(256), mlax.carried(mlax.lru(128), decodes=decodes))
+    gate = mlax.series(mlax.dense(256), mlax.f(jax.nn.silu))
+    block = mlax.series(
+        mlax.layer_norm(), mlax.branch(recurrence, gate), mlax.multiply(), mlax.dense(128)
+    )
+    return mlax.series(
+        embed=mlax.embed(len(ALPHABET), 128),
+        body=mlax.repeat(mlax.residual(block), 2),
+        norm=mlax.layer_norm(),
+        head=mlax.dense(len(ALPHABET)),
+    )
+
+
+MODELS = {"gpt": gpt, "lstm": lstm, "ssm": ssm}
 
 
 class Text(NamedTuple):

@@ -105,12 +105,11 @@ def _init_lru(
     features = inputs.shape[-1]
     keys = [jax.random.fold_in(rng, i) for i in range(7)]
     wide = wide_dtype(dtype)
-    tiny = float(jnp.finfo(wide).tiny)  # no logarithm of 0
-
+    tiny, epsilon = float(jnp.finfo(wide).tiny), float(jnp.finfo(wide).eps)  # no logarithm of 0
     squared_radius = jax.random.uniform(
         keys[0], (state_features,), wide, max(r_min**2, tiny), r_max**2
     )
-    nu = -jnp.log(squared_radius) / 2
+    nu = jnp.maximum(-jnp.log(squared_radius), epsilon) / 2
     theta = jax.random.uniform(keys[1], (state_features,), wide, tiny, max_phase)
 
     def normal(key: Key, *shape: int, variance: float) -> jax.Array:

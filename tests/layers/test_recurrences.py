@@ -243,6 +243,9 @@ def test_a_symbolic_length() -> None:
         exported = jax.export.export(jax.jit(function))(*shapes)
         arrays = normal(3, seed=1), normal(5, 3), normal(3, seed=2)
         assert_close(exported.call(*arrays), function(*arrays))
+    tree = functools.partial(linear_recurrence, implementation="associative")
+    with pytest.raises(ValueError, match="expected implementation to be None or sequential for len"):
+        jax.export.export(jax.jit(tree))(*shapes)
 
 
 X = jnp.ones((4, 2))

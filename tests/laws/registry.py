@@ -1153,6 +1153,7 @@ CASES = (
     ),
     Case(name="min_gru_cell", layer=mlax.min_gru_cell(3), x=(normal(2), normal(3))),
     Case(name="min_gru", layer=mlax.min_gru(3), x=(normal(4, 2), normal(3))),
+    Case(name="mamba_block", layer=mlax.mamba_block(3, state_features=2), x=normal(4, 2)),
     Case(name="carried-from-zeros", layer=mlax.carried(mlax.lru(3)), x=normal(4, 2)),
     Case(
         name="recurrent-from-zeros",

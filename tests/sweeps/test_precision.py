@@ -97,6 +97,7 @@ NOT_NUMERIC = {
     "flatten": "it moves numbers",
     "from_linen": "the module is the user's",
     "from_stax": "the layer is the user's",
+    "mamba_block": "its layers have rows",
     "mlp": "its layers have rows",
     "parameter": "it returns its params",
     "relative_bias": "it returns its params",

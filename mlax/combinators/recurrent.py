@@ -46,11 +46,11 @@ class Recurrent(Transform[Any, State[Any, RecurrentConfig], tuple[Any, Any], tup
     def __call__(
         self, cell: Layer[P, State[V, C], tuple[X, H], tuple[Y, H]], reverse: bool = False,
         unroll: int = 1,
-    ) -> Layer[P, State[V, RecurrentConfig], tuple[X, H], tuple[Y, H]]: ...
+    ) -> Layer[P, State[V, RecurrentConfig], tuple[X, H | None], tuple[Y, H]]: ...
     @overload
     def __call__(
         self, cell: Layer[P, S, tuple[X, H], tuple[Y, H]], reverse: bool = False, unroll: int = 1
-    ) -> Layer[P, State[Any, RecurrentConfig], tuple[X, H], tuple[Y, H]]: ...
+    ) -> Layer[P, State[Any, RecurrentConfig], tuple[X, H | None], tuple[Y, H]]: ...
     def __call__(self, cell: AnyLayer, reverse: bool = False, unroll: int = 1) -> AnyLayer:
         """Return the cell run over time."""
         return self.bind(cell, reverse, unroll)

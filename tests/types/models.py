@@ -373,6 +373,20 @@ def branches(index: Any) -> None:
     mlax.switch(index, jax.nn.relu)  # type: ignore[arg-type]
 
 
+def recurrences() -> None:
+    loop, scan = mlax.recurrent(mlax.lstm_cell(3)), mlax.lru(3)
+    params, state = loop.init(key, (x, None))
+    assert_type(loop.apply(params, state, (x, None))[0], tuple[Array, tuple[Array, Array]])
+    assert_type(loop.apply(params, state, (x, (x, x)))[0], tuple[Array, tuple[Array, Array]])
+    lru_params, scan_state = scan.init(key, (x, None))
+    assert_type(lru_params, types.LruParams)
+    assert_type(scan.apply(lru_params, scan_state, (x, None))[0][1], tuple[Array, Array])
+
+    loop.apply(params, state, (x, x))  # type: ignore[arg-type]
+    scan.apply(lru_params, scan_state, (x, x))  # type: ignore[arg-type]
+    mlax.lru(3, implementation="fast")  # type: ignore[arg-type]
+
+
 def masks(params: LinearParams) -> None:
     """A mask has bools as leaves: it doesn't have the type of the params, and no type says more."""
     assert_type(mlax.mask(params, "kernel"), Any)

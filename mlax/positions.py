@@ -88,7 +88,7 @@ def rotary(
     dims = head_dim if dims is None else dims
     if dims % 2 or not 0 < dims <= head_dim:
         raise ValueError(message("rotary", "dims", f"even, and at most {head_dim}", dims))
-    angles = positions[..., None].astype(jnp.float32) * _frequencies(dims, base, scaling)
+    angles = _angles(positions, dims, base, scaling)
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     wide = x[..., :dims].astype(jnp.promote_types(x.dtype, jnp.float32))
     if interleaved:
@@ -103,15 +103,18 @@ def rotary(
     return jnp.concatenate([rotated.astype(x.dtype), x[..., dims:]], -1)
 
 
-def _frequencies(dims: int, base: float, scaling: LlamaScaling | None) -> np.ndarray:
-    """Return the angle of each pair for one position."""
+def _angles(
+    positions: jax.Array, dims: int, base: float, scaling: LlamaScaling | None
+) -> jax.Array:
+    """Return the angle of each pair, (..., dims / 2)."""
     frequencies = base ** (-np.arange(0, dims, 2) / dims)
     if scaling is not None:
         turns = scaling.original_length * frequencies / (2 * math.pi)
         low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
         kept = np.clip((turns - low) / (high - low), 0, 1)
         frequencies = frequencies * (kept + (1 - kept) / scaling.factor)
-    return frequencies.astype(np.float32)
+    of_one = frequencies.astype(np.float32).reshape(*(1,) * positions.ndim, -1)
+    return positions[..., None].astype(jnp.float32) * of_one
 
 
 def sinusoidal(positions: jax.Array, features: int, *, base: float = 10_000.0) -> jax.Array:
@@ -137,7 +140,7 @@ def sinusoidal(positions: jax.Array, features: int, *, base: float = 10_000.0) -
     """
     if features < 2 or features % 2:
         raise ValueError(message("sinusoidal", "features", "a positive even number", features))
-    angles = positions[..., None].astype(jnp.float32) * _frequencies(features, base, None)
+    angles = _angles(positions, features, base, None)
     waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1)
     return waves.reshape(*positions.shape, features)
 

@@ -60,6 +60,12 @@ def test_the_rotations_of_llama_3_are_slowed_down_where_they_are_slow() -> None:
     np.testing.assert_allclose(jnp.arctan2(y[4:], y[:4]), expected, rtol=1e-5)
 
 
+def test_encodings_need_no_promotion_of_ranks() -> None:
+    with jax.numpy_rank_promotion("raise"):
+        rotary(jnp.ones((2, 3, 1, 8)), jnp.ones((2, 3), int))
+        sinusoidal(jnp.ones((2, 3), int), 8)
+
+
 def test_rotary_keeps_dtype_and_takes_batches() -> None:
     x = jnp.stack([X, 2 * X]).astype(jnp.bfloat16)
     positions = jnp.array([[0, 1, 2, 3, 4], [7, 7, 7, 7, 7]])

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 
-from mlax import arguments
+from mlax import arguments, mesh
 from mlax.arguments import DType, Size
 from mlax.decoding import require_inference
 from mlax.errors import expected, message
@@ -64,7 +65,11 @@ def apply(
             first = state.variables.next_position
         positions = _counted(first, x.shape[-2], size)
     positions = jnp.broadcast_to(signed(jnp.asarray(positions)), x.shape[:-1])
-    rows = jnp.asarray(params.embedding).at[positions].get(mode="fill", fill_value=jnp.nan)
+    embedding = jnp.asarray(params.embedding)
+    sharding = PartitionSpec(*mesh.spec_of(positions), mesh.spec_of(embedding)[1])
+    rows = embedding.at[positions].get(
+        mode="fill", fill_value=jnp.nan, out_sharding=mesh.output_sharding(sharding)
+    )
     y = x + jnp.where(positions[..., None] < 0, 0, rows).astype(x.dtype)
     if not state.config.decodes:
         return y, state

@@ -7,7 +7,7 @@ from mlax.layer import Apply, AxisName, Init, Key, Layer, Shaped, State, needs_r
 from mlax.pair import Pair, layer, stateless
 
 if TYPE_CHECKING:
-    from mlax import functional, nn, positions, testing, typed, types
+    from mlax import functional, models, nn, positions, testing, typed, types, weights
     from mlax.arguments import Rule
     from mlax.beams import beam_search
     from mlax.blocks.conv import conv_transpose, depthwise_conv, separable_conv
@@ -104,9 +104,11 @@ else:
     ).split():
         _HOMES[_name] = f"mlax.layers.{_name}"
 
+    _MODULES = "functional models nn positions testing typed types weights".split()
+
     def __getattr__(name):
         """Return what is imported at its first use."""
-        if name in ("functional", "nn", "positions", "testing", "typed", "types"):
+        if name in _MODULES:
             return importlib.import_module(f"mlax.{name}")
         if name not in _HOMES:
             raise AttributeError(f"module 'mlax' has no attribute {name!r}")
@@ -130,10 +132,10 @@ __all__ = [
     "generate", "global_avg_pool", "group_norm", "gru_cell", "init_state", "instance_norm",
     "is_leaf_param", "is_non_trainable_param", "is_trainable_param", "layer", "layer_norm",
     "linear", "lru", "lru_cell", "lstm_cell", "mamba_block", "map_with_path", "mask", "max_pool",
-    "min_gru", "min_gru_cell", "mlp", "moe", "multiply", "nbytes", "needs_rng", "nn", "parallel",
-    "parameter", "partition", "paths", "pool", "position_embedding", "positions", "recurrent",
-    "relative_bias", "remat", "repeat", "residual", "rms_norm", "rnn_cell", "scaler",
+    "min_gru", "min_gru_cell", "mlp", "models", "moe", "multiply", "nbytes", "needs_rng", "nn",
+    "parallel", "parameter", "partition", "paths", "pool", "position_embedding", "positions",
+    "recurrent", "relative_bias", "remat", "repeat", "residual", "rms_norm", "rnn_cell", "scaler",
     "selective_ssm", "selective_ssm_cell", "separable_conv", "series", "stateless",
     "stochastic_depth", "sum_pool", "summary", "switch", "tap", "testing", "to_stax",
-    "transformer_block", "typed", "types", "z_norm",
+    "transformer_block", "typed", "types", "weights", "z_norm",
 ]

@@ -91,6 +91,17 @@ def rule_of(hint: Any) -> Reader | None:
     return read_function if kind is collections.abc.Callable or is_protocol else None
 
 
+def instance_of(kind: type) -> Rule:
+    """Return the rule that a hyperparameter is an instance of this class."""
+
+    def read(owner: str, name: str, value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError(message(owner, name, f"a {kind.__name__}", described(value)))
+        return value
+
+    return Rule(read)
+
+
 def read_integer(owner: str, name: str, value: Any, wanted: str = "an integer") -> int:
     """Return `value` as an int; bools and floats don't count as integers."""
     if not isinstance(value, bool | np.bool_):

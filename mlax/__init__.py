@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlax.blocks.mamba import mamba_block
     from mlax.blocks.transformer import mlp, transformer_block
     from mlax.bridge import as_layer, as_module
+    from mlax.checkpoint import load, save
     from mlax.combinators import Sublayer, combinator
     from mlax.combinators.batched import batched
     from mlax.combinators.bidirectional import bidirectional
@@ -71,6 +72,7 @@ else:
         "mlax.blocks.mamba": "mamba_block",
         "mlax.blocks.transformer": "mlp transformer_block",
         "mlax.bridge": "as_layer as_module",
+        "mlax.checkpoint": "load save",
         "mlax.combinators": "Sublayer combinator",
         "mlax.combinators.join": "add concatenate multiply",
         "mlax.combinators.moe": "MoeInputs moe",
@@ -131,11 +133,11 @@ __all__ = [
     "ensemble", "f", "f_rng", "flatten", "flops", "from_linen", "from_stax", "frozen", "functional",
     "generate", "global_avg_pool", "group_norm", "gru_cell", "init_state", "instance_norm",
     "is_leaf_param", "is_non_trainable_param", "is_trainable_param", "layer", "layer_norm",
-    "linear", "lru", "lru_cell", "lstm_cell", "mamba_block", "map_with_path", "mask", "max_pool",
-    "min_gru", "min_gru_cell", "mlp", "models", "moe", "multiply", "nbytes", "needs_rng", "nn",
-    "parallel", "parameter", "partition", "paths", "pool", "position_embedding", "positions",
-    "recurrent", "relative_bias", "remat", "repeat", "residual", "rms_norm", "rnn_cell", "scaler",
-    "selective_ssm", "selective_ssm_cell", "separable_conv", "series", "stateless",
-    "stochastic_depth", "sum_pool", "summary", "switch", "tap", "testing", "to_stax",
+    "linear", "load", "lru", "lru_cell", "lstm_cell", "mamba_block", "map_with_path", "mask",
+    "max_pool", "min_gru", "min_gru_cell", "mlp", "models", "moe", "multiply", "nbytes",
+    "needs_rng", "nn", "parallel", "parameter", "partition", "paths", "pool", "position_embedding",
+    "positions", "recurrent", "relative_bias", "remat", "repeat", "residual", "rms_norm",
+    "rnn_cell", "save", "scaler", "selective_ssm", "selective_ssm_cell", "separable_conv", "series",
+    "stateless", "stochastic_depth", "sum_pool", "summary", "switch", "tap", "testing", "to_stax",
     "transformer_block", "typed", "types", "weights", "z_norm",
 ]

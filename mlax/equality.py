@@ -120,6 +120,8 @@ def source(value: object) -> str:
         return value.name
     if isinstance(value, list):
         return f"[{', '.join(map(source, value))}]"
+    if isinstance(value, set | frozenset):  # in an order that is the same in every program
+        return f"{{{', '.join(sorted(map(source, value)))}}}"
     if type(value) is tuple:
         entries = ", ".join(map(source, value))
         return f"({entries},)" if len(value) == 1 else f"({entries})"

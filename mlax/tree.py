@@ -62,7 +62,7 @@ def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     """
 
     def call(path: tuple[Any, ...], *leaves: Any) -> Any:
-        return fn(".".join(map(_entry, path)), *leaves)
+        return fn(path_of(path), *leaves)
 
     mapped: T = jax.tree_util.tree_map_with_path(call, tree, *rest)
     return mapped
@@ -181,6 +181,11 @@ def require_match(owner: str, where: Where, found: Sequence[str]) -> None:
 
 
 _MOST_PATHS = 16
+
+
+def path_of(entries: Sequence[Any]) -> str:
+    """Return the path that jax gives as a sequence of keys."""
+    return ".".join(map(_entry, entries))
 
 
 def _entry(entry: Any) -> str:

@@ -17,6 +17,7 @@ from mlax.arguments import (
     Precision, Rate, Rule, Sharding, Size, Sizes,
 )
 from mlax.beams import Beams
+from mlax.checkpoint import LoadRule
 from mlax.combinators import Child, Sublayer, WiredConfig
 from mlax.combinators.batched import BatchedConfig
 from mlax.combinators.block import Sublayers
@@ -87,16 +88,16 @@ __all__ = [
     "Flops", "FromLinenConfig", "FromStaxConfig", "FrozenConfig", "Generated",
     "GlobalAvgPoolConfig", "GroupNormConfig", "GruCellConfig", "GruCellParams", "Implementation",
     "InFeatures", "Init", "Initializer", "InstanceNormConfig", "Jitted", "Key", "Layer",
-    "LayerNormConfig", "LinearConfig", "LinearParams", "LruCellConfig", "LruConfig", "LruParams",
-    "LstmCellConfig", "MaxPoolConfig", "MinGruCellConfig", "MinGruConfig", "MinGruParams",
-    "MoeConfig", "MoeInputs", "MoeParams", "Momentum", "MultiplyConfig", "NormParams",
-    "NormalizedAxis", "Number", "Padding", "Pair", "ParameterConfig", "ParameterParams",
-    "PoolConfig", "PositionBias", "PositionEmbeddingConfig", "PositionEmbeddingParams",
-    "PositionEmbeddingVariables", "Precision", "Product", "Rate", "RecurrentConfig",
-    "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig", "RnnCellConfig",
-    "Rotation", "Routed", "Row", "Rule", "ScalerConfig", "ScalerParams", "SelectiveSsmCellConfig",
-    "SelectiveSsmConfig", "SelectiveSsmParams", "Shape", "Shaped", "Sharding", "Size", "Sizes",
-    "State", "StochasticDepthConfig", "Sublayer", "Sublayers", "SumPoolConfig", "Summary",
-    "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig", "ZNormConfig",
-    "ZNormVariables",
+    "LayerNormConfig", "LinearConfig", "LinearParams", "LoadRule", "LruCellConfig", "LruConfig",
+    "LruParams", "LstmCellConfig", "MaxPoolConfig", "MinGruCellConfig", "MinGruConfig",
+    "MinGruParams", "MoeConfig", "MoeInputs", "MoeParams", "Momentum", "MultiplyConfig",
+    "NormParams", "NormalizedAxis", "Number", "Padding", "Pair", "ParameterConfig",
+    "ParameterParams", "PoolConfig", "PositionBias", "PositionEmbeddingConfig",
+    "PositionEmbeddingParams", "PositionEmbeddingVariables", "Precision", "Product", "Rate",
+    "RecurrentConfig", "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig",
+    "RnnCellConfig", "Rotation", "Routed", "Row", "Rule", "ScalerConfig", "ScalerParams",
+    "SelectiveSsmCellConfig", "SelectiveSsmConfig", "SelectiveSsmParams", "Shape", "Shaped",
+    "Sharding", "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer", "Sublayers",
+    "SumPoolConfig", "Summary", "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig",
+    "ZNormConfig", "ZNormVariables",
 ]

@@ -122,11 +122,22 @@ class Carry(NamedTuple):
     """State of the optimizer."""
 
 
+class Checkpoint(NamedTuple):
+    """What is saved."""
+
+    carry: Carry
+    """The carry after some steps."""
+    state: Tree
+    """The state of the model: no arrays, but hyperparameters, which `mlax.load` compares."""
+    done: int
+    """The number of steps."""
+
+
 class Program(NamedTuple):
     """The model and what is done with it."""
 
-    carry: Carry
-    """The carry to start with."""
+    start: Checkpoint
+    """Where training starts."""
     step: Callable[[Carry, np.ndarray], tuple[Carry, jax.Array]]
     """`step(carry, tokens)` trains on a batch, and returns the loss in nats a character."""
     evaluate: Callable[[Tree, np.ndarray], jax.Array]
@@ -158,7 +169,8 @@ def program(name: str, steps: int, seed: int) -> Program:
         generated = mlax.generate(writer.apply, params, cache, tokens, length, rng, 0.8)
         return prompt + decode(generated.tokens)
 
-    return Program(Carry(params, optimizer.init(params)), step, jax.jit(loss), write)
+    start = Checkpoint(Carry(params, optimizer.init(params)), state, 0)
+    return Program(start, step, jax.jit(loss), write)
 
 
 def held_out_loss(evaluate: Callable[..., jax.Array], params: Tree, text: np.ndarray) -> float:
@@ -167,21 +179,6 @@ def held_out_loss(evaluate: Callable[..., jax.Array], params: Tree, text: np.nda
     pieces = text[np.arange(count)[:, None] * CONTEXT + np.arange(CONTEXT + 1)]
     batches = pieces[: count // BATCH_SIZE * BATCH_SIZE].reshape(-1, BATCH_SIZE, CONTEXT + 1)
     return float(np.mean([evaluate(params, tokens) for tokens in batches]))
-
-
-def save(path: Path, carry: Carry, done: int) -> None:
-    """Write the arrays of a carry and the number of steps done; the old file stays till then."""
-    arrays = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(carry))}
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, done=np.asarray(done), **arrays)
-    partial.replace(path)
-
-
-def restore(path: Path, like: Carry) -> tuple[Carry, int]:
-    """Return what `save` wrote."""
-    with np.load(path) as file:
-        leaves = [jnp.asarray(file[str(i)]) for i in range(len(jax.tree.leaves(like)))]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), int(file["done"])
 
 
 def draw(losses: list[float], tested: list[tuple[int, float]]) -> Figure:
@@ -209,7 +206,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=200, help="steps between samples")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
-    parser.add_argument("--checkpoint", type=Path, default="gpt.npz", help="file to save in")
+    parser.add_argument(
+        "--checkpoint", type=Path, default="gpt.safetensors", help="file to save in"
+    )
     parser.add_argument("--output", type=Path, default="gpt.png", help="image file to write")
     options = parser.parse_args(argv)
     if options.steps < 1 or options.every < 1:
@@ -218,10 +217,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--resume: expected a checkpoint, found no {options.checkpoint}")
 
     text = load()
-    carry, step, evaluate, write = program(options.model, options.steps, options.seed)
-    done = 0
+    saved, step, evaluate, write = program(options.model, options.steps, options.seed)
     if options.resume:
-        carry, done = restore(options.checkpoint, carry)
+        saved = mlax.load(options.checkpoint, saved)
+    carry, state, done = saved
     losses: list[float] = []
     tested: list[tuple[int, float]] = []
     progress = tqdm(range(done, options.steps), initial=done, total=options.steps, unit="step")
@@ -235,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
             tested.append((i + 1, held_out_loss(evaluate, carry.params, text.test)))
             sample = write(carry.params, PROMPT, CONTEXT - len(PROMPT), jax.random.key(i))
             progress.write(f"--- step {i + 1}, held out {tested[-1][1]:.2f}\n{sample}\n")
-            save(options.checkpoint, carry, i + 1)
+            mlax.save(options.checkpoint, Checkpoint(carry, state, i + 1))
     if not tested:
         parser.error(f"--resume: {options.checkpoint} has {done} steps already")
     draw(losses, tested).savefig(options.output, dpi=150, format="png")

@@ -57,15 +57,15 @@ def test_it_learns_and_writes(few: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_it_goes_on_where_it_was_stopped(few: Path) -> None:
     gpt.main(["--steps", "4", "--every", "2"])
-    whole, done = gpt.restore(few / "gpt.npz", gpt.program("gpt", 4, 0).carry)
-    assert done == 4
     run = gpt.program("gpt", 4, 0)
-    carry = run.carry
+    whole = mlax.load(few / "gpt.safetensors", run.start)
+    assert whole.done == 4
+    carry = run.start.carry
     for i in range(2):
         carry, _ = run.step(carry, gpt.batch(gpt.load().train, i, 0))
-    gpt.save(few / "gpt.npz", carry, 2)
+    mlax.save(few / "gpt.safetensors", run.start._replace(carry=carry, done=2))
     gpt.main(["--steps", "4", "--every", "2", "--resume"])
-    resumed, _ = gpt.restore(few / "gpt.npz", run.carry)
+    resumed = mlax.load(few / "gpt.safetensors", run.start)
     for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -84,6 +84,6 @@ def test_wrong_options_are_named(
 @pytest.mark.parametrize("name", ["lstm", "ssm"])
 def test_recurrent_models_are_models_too(name: str) -> None:
     run = gpt.program(name, 2, 0)
-    _, loss = run.step(run.carry, gpt.batch(gpt.load().train, 0, 0))
+    _, loss = run.step(run.start.carry, gpt.batch(gpt.load().train, 0, 0))
     assert float(loss) == pytest.approx(np.log(len(gpt.ALPHABET)), abs=1.0)
-    assert len(run.write(run.carry.params, "The ", 3, jax.random.key(0))) == 7
+    assert len(run.write(run.start.carry.params, "The ", 3, jax.random.key(0))) == 7

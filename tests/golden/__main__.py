@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from jax import export
 
+import mlax
 from mlax.errors import expected
 from tests.golden.models import MODELS, Model
-from tests.golden.results import FILES, drawn_by_jax, initial, named, results
+from tests.golden.results import FILES, checkpoint, drawn_by_jax, initial, named, results
 
 
 def main() -> None:
@@ -19,6 +20,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_traceback_in_locations_limit", 0)  # the paths of this machine
     _save("jax", drawn_by_jax())
+    mlax.save(FILES / "checkpoint.safetensors", checkpoint(), checksum=True)
     for name, model in MODELS.items():
         params, state = jax.tree.map(np.asarray, initial(model))
         (FILES / f"{name}.pickle").write_bytes(pickle.dumps((params, state), protocol=4))

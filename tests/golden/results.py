@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 import mlax
-from tests.golden.models import Model
+from tests.golden.models import MODELS, Model
 
 FILES = Path(__file__).parent
 """Where the files are."""
@@ -35,6 +37,16 @@ def initial(model: Model) -> tuple[Any, Any]:
     """Return params and state."""
     made: tuple[Any, Any] = model.layer.init(jax.random.key(0), model.x)
     return made
+
+
+def checkpoint() -> dict[str, Any]:
+    """Return what a program saves: a model, the state of an optimizer, a key, a number."""
+    params, state = initial(MODELS["perceptron"])
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    return {
+        "params": params, "state": state, "opt_state": optimizer.init(params),
+        "key": jax.random.key(2), "half": jnp.arange(3, dtype=jnp.bfloat16), "steps": 5,
+    }
 
 
 def results(model: Model, params: Any, state: Any) -> dict[str, Any]:

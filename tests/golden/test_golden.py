@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from jax import export
 
+import mlax
+from mlax.types import LoadRule
 from tests.golden.models import MODELS
-from tests.golden.results import FILES, QUICKLY, Numbers, below, drawn_by_jax, initial, named
-from tests.golden.results import results
+from tests.golden.results import FILES, QUICKLY, Numbers, below, checkpoint, drawn_by_jax, initial
+from tests.golden.results import named, results
 
 for_each_model = pytest.mark.parametrize("name", MODELS)
 
@@ -80,6 +82,29 @@ def test_a_pickle_loads_as_what_init_makes_now(name: str) -> None:
     assert jax.tree.structure(after) == jax.tree.structure(state)
     shapes = [leaf.shape for leaf in leaves(name, "inference")]
     assert [leaf.shape for leaf in jax.tree.leaves(y)] == shapes
+
+
+def test_a_checkpoint_loads() -> None:
+    """Without a warning: the hyperparameters have the names and texts that they had."""
+    like = jax.eval_shape(checkpoint) | {"steps": 0}
+    loaded = mlax.load(FILES / "checkpoint.safetensors", like, checksum=True)
+    assert loaded["steps"] == 5 and loaded["half"].tolist() == [0, 1, 2]
+    key = jax.random.key_data(loaded["key"])
+    np.testing.assert_array_equal(key, jax.random.key_data(jax.random.key(2)))
+    found = [*jax.tree.leaves(loaded["params"]), *jax.tree.leaves(loaded["state"])]
+    assert all(map(np.array_equal, found, leaves("perceptron", "params", "state")))
+    assert len(found) == len(leaves("perceptron", "params", "state"))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(loaded["opt_state"]))
+
+
+def test_a_checkpoint_loads_into_a_program_that_changed() -> None:
+    (kernel,) = leaves("perceptron", "params.0")
+    like = {"stem": {"kernel": jax.ShapeDtypeStruct(kernel.T.shape, kernel.dtype)}}
+    rules: list[LoadRule] = [
+        ("opt_state.*", None), ("params.0.*", "stem.*"), ("*.kernel", "*.kernel", np.transpose),
+    ]
+    loaded = mlax.load(FILES / "checkpoint.safetensors", like, where="stem.*", rules=rules)
+    np.testing.assert_array_equal(loaded["stem"]["kernel"], kernel.T)
 
 
 @for_each_model

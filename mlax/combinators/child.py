@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 
 from mlax import mesh, taps
@@ -104,6 +105,9 @@ def place(owner: str, key: ChildKey) -> str:
 
 def init_keys(rng: Key, count: int) -> list[Key]:
     """Return the keys to initialise children with: fold_in(rng, i) for child i."""
+    tracing = _TRACING.get()
+    if tracing is not None and tracing.abstract:
+        return [rng] * count  # only their type matters
     return [jax.random.fold_in(rng, i) for i in range(count)]
 
 
@@ -376,7 +380,7 @@ def _placeholder(shape: Any) -> jax.Array:
         return key
     if getattr(shape, "weak_type", False):
         return jnp.broadcast_to(jnp.asarray(shape.dtype.type(0).item()), shape.shape)
-    zeros: jax.Array = jnp.zeros(shape.shape, shape.dtype)
+    zeros: jax.Array = lax.broadcast(np.zeros((), shape.dtype), shape.shape)
     return zeros
 
 

@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from mlax.combinators.ensemble import ensemble
     from mlax.combinators.frozen import frozen
     from mlax.combinators.join import add, concatenate, multiply
+    from mlax.combinators.lora import init_lora, lora, merge_lora
     from mlax.combinators.moe import MoeInputs, moe
     from mlax.combinators.parallel import parallel
+    from mlax.combinators.quantized import init_quantized, merge_quantized, quantized
     from mlax.combinators.recurrent import recurrent
     from mlax.combinators.remat import remat
     from mlax.combinators.repeat import repeat
+    from mlax.combinators.replaced import replaced
     from mlax.combinators.residual import residual
     from mlax.combinators.series import series
     from mlax.combinators.stochastic_depth import stochastic_depth
@@ -62,7 +65,7 @@ if TYPE_CHECKING:
     from mlax.module import Module, Parameter
     from mlax.module import is_leaf_param, is_non_trainable_param, is_trainable_param
     from mlax.summaries import summary
-    from mlax.tree import combine, count, map_with_path, mask, nbytes, partition, paths
+    from mlax.tree import combine, count, freeze, map_with_path, mask, nbytes, partition, paths
 else:
     # Imported at the first use, so that a program only waits for what it uses.
     _LATER = {
@@ -75,7 +78,9 @@ else:
         "mlax.checkpoint": "load save",
         "mlax.combinators": "Sublayer combinator",
         "mlax.combinators.join": "add concatenate multiply",
+        "mlax.combinators.lora": "init_lora lora merge_lora",
         "mlax.combinators.moe": "MoeInputs moe",
+        "mlax.combinators.quantized": "init_quantized merge_quantized quantized",
         "mlax.costs": "flops",
         "mlax.decoding": "generate init_state",
         "mlax.interop": "from_linen from_stax to_stax",
@@ -92,12 +97,12 @@ else:
             "Module Parameter is_leaf_param is_non_trainable_param is_trainable_param"
         ),
         "mlax.summaries": "summary",
-        "mlax.tree": "combine count map_with_path mask nbytes partition paths",
+        "mlax.tree": "combine count freeze map_with_path mask nbytes partition paths",
     }
     _HOMES = {name: path for path, names in _LATER.items() for name in names.split()}
     for _name in (
         "batched bidirectional block branch carried cast composed ensemble frozen parallel "
-        "recurrent remat repeat residual series stochastic_depth switch tap"
+        "recurrent remat repeat replaced residual series stochastic_depth switch tap"
     ).split():
         _HOMES[_name] = f"mlax.combinators.{_name}"
     for _name in (
@@ -130,14 +135,15 @@ __all__ = [
     "as_module", "attention", "avg_pool", "batch_norm", "batched", "beam_search", "bias",
     "bidirectional", "block", "branch", "carried", "cast", "combinator", "combine", "composed",
     "concatenate", "conv", "conv_transpose", "count", "dense", "depthwise_conv", "dropout", "embed",
-    "ensemble", "f", "f_rng", "flatten", "flops", "from_linen", "from_stax", "frozen", "functional",
-    "generate", "global_avg_pool", "group_norm", "gru_cell", "init_state", "instance_norm",
-    "is_leaf_param", "is_non_trainable_param", "is_trainable_param", "layer", "layer_norm",
-    "linear", "load", "lru", "lru_cell", "lstm_cell", "mamba_block", "map_with_path", "mask",
-    "max_pool", "min_gru", "min_gru_cell", "mlp", "models", "moe", "multiply", "nbytes",
+    "ensemble", "f", "f_rng", "flatten", "flops", "freeze", "from_linen", "from_stax", "frozen",
+    "functional", "generate", "global_avg_pool", "group_norm", "gru_cell", "init_lora",
+    "init_quantized", "init_state", "instance_norm", "is_leaf_param", "is_non_trainable_param",
+    "is_trainable_param", "layer", "layer_norm", "linear", "load", "lora", "lru", "lru_cell",
+    "lstm_cell", "mamba_block", "map_with_path", "mask", "max_pool", "merge_lora",
+    "merge_quantized", "min_gru", "min_gru_cell", "mlp", "models", "moe", "multiply", "nbytes",
     "needs_rng", "nn", "parallel", "parameter", "partition", "paths", "pool", "position_embedding",
-    "positions", "recurrent", "relative_bias", "remat", "repeat", "residual", "rms_norm",
-    "rnn_cell", "save", "scaler", "selective_ssm", "selective_ssm_cell", "separable_conv", "series",
-    "stateless", "stochastic_depth", "sum_pool", "summary", "switch", "tap", "testing", "to_stax",
-    "transformer_block", "typed", "types", "weights", "z_norm",
+    "positions", "quantized", "recurrent", "relative_bias", "remat", "repeat", "replaced",
+    "residual", "rms_norm", "rnn_cell", "save", "scaler", "selective_ssm", "selective_ssm_cell",
+    "separable_conv", "series", "stateless", "stochastic_depth", "sum_pool", "summary", "switch",
+    "tap", "testing", "to_stax", "transformer_block", "typed", "types", "weights", "z_norm",
 ]

@@ -42,25 +42,25 @@ def init_state(layer: Layer[P, S, Any, Any], params: P, x: Any) -> S:
     """
     key = jax.random.key(0)
     own, _ = jax.eval_shape(layer.init, key, x)
-    _require_same(own, params)
+    require_same("init_state", own, params)
 
     make: Callable[[Key], S] = jax.jit(lambda key: layer.init(key, x)[1])
     return make(key)
 
 
-def _require_same(own: Any, params: Any) -> None:
+def require_same(owner: str, own: Any, params: Any) -> None:
     """Require params like those of the layer."""
     way_out = "do they belong to another model?"
     if jax.tree.structure(own) != jax.tree.structure(params):
         got = f"those of the structure {jax.tree.structure(params)}"
         wanted = f"those of the structure {jax.tree.structure(own)}"
-        raise TypeError(message("init_state", "params", wanted, got, way_out))
+        raise TypeError(message(owner, "params", wanted, got, way_out))
     leaves = jax.tree.leaves(own), jax.tree.leaves(params)
     for path, wanted, got in zip(paths(own), *leaves, strict=True):
         if wanted.shape != got.shape or wanted.dtype != got.dtype:
             error = ValueError if wanted.shape != got.shape else TypeError
             name = f"params.{path}"
-            raise error(message("init_state", name, described(wanted), described(got), way_out))
+            raise error(message(owner, name, described(wanted), described(got), way_out))
 
 
 def require_inference(owner: str, inference_mode: bool, name: str) -> None:

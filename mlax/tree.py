@@ -15,12 +15,14 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from mlax.errors import expected
 
-__all__ = ["combine", "count", "map_with_path", "mask", "nbytes", "partition", "paths"]
+__all__ = ["combine", "count", "freeze", "map_with_path", "mask", "nbytes", "partition", "paths"]
 
 T = TypeVar("T")
 
@@ -113,6 +115,43 @@ def combine(tree: T, *others: T) -> T:
 
     combined: T = jax.tree.map(first, tree, *others, is_leaf=lambda node: node is None)
     return combined
+
+
+def freeze(params: T, where: Where = "*", copies: Sequence[int] | None = None) -> T:
+    """Return params whose selected leaves get no gradient, for use in a loss.
+
+    With `copies`, only these indices of their leading axis get none: so some copies of a
+    `mlax.repeat` are fixed and the others trained. The optimizer sees zero gradients; what it does
+    without one, such as weight decay, `mlax.mask` keeps from the leaves as a whole.
+
+    Raises:
+        TypeError: `where` is not a pattern, a list of patterns or a function.
+        ValueError: a pattern selects no leaf, or a leaf has no such copy.
+
+    >>> import jax, jax.numpy as jnp, mlax
+    >>> params = {"body": jnp.ones((3, 2)), "head": jnp.ones(2)}
+    >>> def loss(params):
+    ...     params = mlax.freeze(params, "body", copies=[0])
+    ...     return jnp.sum(params["body"] * params["head"])
+    >>> jax.grad(loss)(params)["body"]
+    Array([[0., 0.],
+           [1., 1.],
+           [1., 1.]], dtype=float32)
+    """
+
+    def fixed(path: str, leaf: jax.Array, is_selected: bool) -> jax.Array:
+        if not is_selected or copies is None:
+            return lax.stop_gradient(leaf) if is_selected else leaf
+        length = leaf.shape[0] if leaf.ndim else 0
+        if not all(-length <= copy < length for copy in copies):
+            raise ValueError(expected("freeze", f"{path} to have copies {copies}", f"{length}"))
+        is_fixed = np.zeros(length, bool)
+        is_fixed[list(copies)] = True
+        return jnp.where(
+            np.expand_dims(is_fixed, tuple(range(1, leaf.ndim))), lax.stop_gradient(leaf), leaf
+        )
+
+    return map_with_path(fixed, params, _selected("freeze", params, where))
 
 
 def count(tree: Any) -> int:

@@ -27,7 +27,9 @@ from mlax.combinators.composed import ComposedConfig
 from mlax.combinators.ensemble import EnsembleConfig
 from mlax.combinators.frozen import FrozenConfig
 from mlax.combinators.join import AddConfig, ConcatenateConfig, Entries, MultiplyConfig
+from mlax.combinators.lora import Adapter, LoraConfig, LoraVariables
 from mlax.combinators.moe import MoeConfig, MoeInputs, MoeParams, Routed
+from mlax.combinators.quantized import Int8, QuantizedConfig, QuantizedVariables
 from mlax.combinators.recurrent import RecurrentConfig
 from mlax.combinators.remat import RematConfig
 from mlax.combinators.repeat import RepeatConfig
@@ -78,26 +80,26 @@ from mlax.tree import Where
 from mlax.typed import Jitted
 
 __all__ = [
-    "AdaptiveAvgPoolConfig", "AddConfig", "AnyLayer", "Apply", "ApplyWithRng", "AttentionCache",
-    "AttentionConfig", "AttentionInputs", "AttentionParams", "AvgPoolConfig", "Axes", "Axis",
-    "AxisName", "BatchNormConfig", "BatchedConfig", "Beams", "BiasConfig", "BiasParams",
-    "CarriedConfig", "CarriedVariables", "CastConfig", "CellParams", "Child", "ComposedConfig",
-    "ConcatenateConfig", "ConvConfig", "ConvFormat", "ConvPadding", "ConvParams", "DType",
-    "DataFormat", "DenseConfig", "DenseParams", "DictState", "DropoutConfig", "EmbedConfig",
-    "EmbedParams", "EnsembleConfig", "Entries", "Epsilon", "FConfig", "FRngConfig", "FlattenConfig",
-    "Flops", "FromLinenConfig", "FromStaxConfig", "FrozenConfig", "Generated",
+    "Adapter", "AdaptiveAvgPoolConfig", "AddConfig", "AnyLayer", "Apply", "ApplyWithRng",
+    "AttentionCache", "AttentionConfig", "AttentionInputs", "AttentionParams", "AvgPoolConfig",
+    "Axes", "Axis", "AxisName", "BatchNormConfig", "BatchedConfig", "Beams", "BiasConfig",
+    "BiasParams", "CarriedConfig", "CarriedVariables", "CastConfig", "CellParams", "Child",
+    "ComposedConfig", "ConcatenateConfig", "ConvConfig", "ConvFormat", "ConvPadding", "ConvParams",
+    "DType", "DataFormat", "DenseConfig", "DenseParams", "DictState", "DropoutConfig",
+    "EmbedConfig", "EmbedParams", "EnsembleConfig", "Entries", "Epsilon", "FConfig", "FRngConfig",
+    "FlattenConfig", "Flops", "FromLinenConfig", "FromStaxConfig", "FrozenConfig", "Generated",
     "GlobalAvgPoolConfig", "GroupNormConfig", "GruCellConfig", "GruCellParams", "Implementation",
-    "InFeatures", "Init", "Initializer", "InstanceNormConfig", "Jitted", "Key", "Layer",
-    "LayerNormConfig", "LinearConfig", "LinearParams", "LoadRule", "LruCellConfig", "LruConfig",
-    "LruParams", "LstmCellConfig", "MaxPoolConfig", "MinGruCellConfig", "MinGruConfig",
-    "MinGruParams", "MoeConfig", "MoeInputs", "MoeParams", "Momentum", "MultiplyConfig",
-    "NormParams", "NormalizedAxis", "Number", "Padding", "Pair", "ParameterConfig",
-    "ParameterParams", "PoolConfig", "PositionBias", "PositionEmbeddingConfig",
-    "PositionEmbeddingParams", "PositionEmbeddingVariables", "Precision", "Product", "Rate",
-    "RecurrentConfig", "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig",
-    "RnnCellConfig", "Rotation", "Routed", "Row", "Rule", "ScalerConfig", "ScalerParams",
-    "SelectiveSsmCellConfig", "SelectiveSsmConfig", "SelectiveSsmParams", "Shape", "Shaped",
-    "Sharding", "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer", "Sublayers",
-    "SumPoolConfig", "Summary", "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig",
-    "ZNormConfig", "ZNormVariables",
+    "InFeatures", "Init", "Initializer", "InstanceNormConfig", "Int8", "Jitted", "Key", "Layer",
+    "LayerNormConfig", "LinearConfig", "LinearParams", "LoadRule", "LoraConfig", "LoraVariables",
+    "LruCellConfig", "LruConfig", "LruParams", "LstmCellConfig", "MaxPoolConfig",
+    "MinGruCellConfig", "MinGruConfig", "MinGruParams", "MoeConfig", "MoeInputs", "MoeParams",
+    "Momentum", "MultiplyConfig", "NormParams", "NormalizedAxis", "Number", "Padding", "Pair",
+    "ParameterConfig", "ParameterParams", "PoolConfig", "PositionBias", "PositionEmbeddingConfig",
+    "PositionEmbeddingParams", "PositionEmbeddingVariables", "Precision", "Product",
+    "QuantizedConfig", "QuantizedVariables", "Rate", "RecurrentConfig", "RelativeBiasConfig",
+    "RematConfig", "RepeatConfig", "RmsNormConfig", "RnnCellConfig", "Rotation", "Routed", "Row",
+    "Rule", "ScalerConfig", "ScalerParams", "SelectiveSsmCellConfig", "SelectiveSsmConfig",
+    "SelectiveSsmParams", "Shape", "Shaped", "Sharding", "Size", "Sizes", "State",
+    "StochasticDepthConfig", "Sublayer", "Sublayers", "SumPoolConfig", "Summary", "SwitchConfig",
+    "TupleState", "Variables", "Where", "WiredConfig", "ZNormConfig", "ZNormVariables",
 ]

@@ -238,3 +238,25 @@ def test_masks_freeze_what_optax_trains(params: Any, pattern: str) -> None:
     for old, new, trained in leaves:
         expected = old - jnp.asarray(0.5, old.dtype) if trained else old
         np.testing.assert_array_equal(new, expected)
+
+
+def test_frozen_copies_get_no_gradient() -> None:
+    model = mlax.repeat(mlax.residual(mlax.dense(3)), 4)
+    x = jnp.ones(3)
+    params, state = model.init(jax.random.key(0), x)
+
+    def grads(**kwargs: Any) -> Any:
+        def loss(params: Any) -> Any:
+            return model.apply(mlax.freeze(params, **kwargs), state, x)[0].sum()
+
+        return jax.grad(loss)(params)
+
+    full, part = jax.grad(lambda p: model.apply(p, state, x)[0].sum())(params), grads(copies=[0, -1])
+    for one, other in zip(jax.tree.leaves(part), jax.tree.leaves(full), strict=True):
+        assert (one[0] == 0).all() and (one[3] == 0).all()
+        np.testing.assert_array_equal(one[1:3], other[1:3])
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads()))
+    kernels = grads(where="*.kernel", copies=range(2))
+    assert (kernels[0].kernel[:2] == 0).all() and (kernels[0].bias[:2] != 0).any()
+    with pytest.raises(ValueError, match=r"0.kernel to have copies \[4\], got 4"):
+        grads(where="0.kernel", copies=[4])

@@ -116,6 +116,8 @@ class MoeConfig(NamedTuple):
 class Moe(Transform[Any, State[Any, MoeConfig], Any, Routed]):
     """The type of `moe`: its experts have the params type of the layer."""
 
+    child_key = "experts"
+
     def __call__(
         self, expert: Layer[P, S, X, Y], num_experts: int, top_k: int = 2, *,
         capacity_factor: float | None = 1.25, dispatch: Literal["sorted", "einsum"] = "sorted",

@@ -131,6 +131,9 @@ class Call(NamedTuple):
 class Transform(Combinator[P, S, X_contra, Y_co]):
     """A combinator made by `transform`."""
 
+    child_key: str = ""
+    """The key of its only layer in params; "" if params are those of the layer."""
+
     def __init__(
         self, init: Callable[..., Made], apply: Callable[..., tuple[Any, Any]],
         config: type[tuple[Any, ...]], needs_rng: bool,
@@ -361,7 +364,7 @@ class Wired(Combinator[P, S, X_contra, Y_co]):
         self._routes = routes
         x, *hparams = inspect.signature(wire).parameters.values()
         variadic = any(p.kind is p.VAR_POSITIONAL for p in hparams)
-        self._numbered = numbered or variadic
+        self.is_numbered = numbered or variadic
 
         def init(rng: Key, x: Any, *args: Any, **kwargs: Any) -> Any:
             raise NotImplementedError  # `make` does its work
@@ -392,7 +395,7 @@ class Wired(Combinator[P, S, X_contra, Y_co]):
         for name, value in hparams:
             if self.__signature__.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
                 named = {key: entry for key, entry in value if isinstance(entry, Layer)}
-                if children and named and self._numbered:
+                if children and named and self.is_numbered:
                     got = f"{len(children)} without and {len(named)} with"
                     wanted = "all with names or all without"
                     raise TypeError(message(self.__name__, "layers", wanted, got))
@@ -404,7 +407,7 @@ class Wired(Combinator[P, S, X_contra, Y_co]):
                 continue
             for _, layer in layers_of(((name, value),)):
                 slots.append(name)
-                children[len(children) if self._numbered else name] = layer
+                children[len(children) if self.is_numbered else name] = layer
         return slots, children
 
     def _arguments(self, hparams: Any, slots: Any, sublayers: Any) -> inspect.BoundArguments:

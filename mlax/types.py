@@ -42,9 +42,10 @@ from mlax.initializers import Initializer
 from mlax.interop import FromLinenConfig, FromStaxConfig
 from mlax.layer import Apply, ApplyWithRng, AxisName, Init, Key, Layer, Shaped, State
 from mlax.layers.attention import (
-    AttentionConfig, AttentionInputs, AttentionParams, PositionBias, Product, Rotation,
+    AttentionConfig, AttentionInputs, AttentionParams, PositionBias, Rotation,
 )
 from mlax.layers.attention_cache import AttentionCache
+from mlax.layers.attention_product import Product
 from mlax.layers.bias import BiasConfig, BiasParams, InFeatures
 from mlax.layers.cells import (
     CellParams, GruCellConfig, GruCellParams, LstmCellConfig, RnnCellConfig,

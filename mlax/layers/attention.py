@@ -13,7 +13,7 @@ cache: the cache holds the keys, the values and the positions of all tokens so f
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,9 @@ from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import AxisName, Key, State
 from mlax.layers import dense, norms
 from mlax.layers.attention_cache import CachePolicy, empty_cache, extended, positions_after
+from mlax.layers.attention_product import (
+    NOT_BY_XLA, Implementation, product, weighted, weights_of,
+)
 from mlax.layers.dense import DenseParams
 from mlax.layers.norms import NormParams
 from mlax.pair import layer, require_params
@@ -37,22 +40,6 @@ Rotation: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
 PositionBias: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 """The bias for positions of queries and keys, (..., num_heads, length, memory_length)."""
-
-Product: TypeAlias = Callable[..., jax.Array]
-"""A function with the signature of `jax.nn.dot_product_attention`."""
-
-
-def _read_implementation(owner: str, name: str, value: Any) -> Any:
-    if callable(value) or isinstance(value, str) and value in ("xla", "cudnn"):
-        return value
-    wanted = '"xla", "cudnn" or a function like jax.nn.dot_product_attention'
-    raise ValueError(message(owner, name, wanted, repr(value)))
-
-
-Implementation: TypeAlias = Annotated[
-    Literal["xla", "cudnn"] | Product, Rule(_read_implementation)
-]
-"""What computes the product."""
 
 
 class AttentionInputs(NamedTuple):
@@ -197,7 +184,7 @@ def apply(
         inputs = inputs._replace(bias=bias if inputs.bias is None else inputs.bias + bias)
     drops = bool(config.dropout_rate) and not inference_mode
     needs_weights = drops or config.softcap is not None or taps.is_wanted("weights")
-    if query.dtype in _NOT_BY_XLA and config.implementation in (None, "xla"):
+    if query.dtype in NOT_BY_XLA and config.implementation in (None, "xla"):
         needs_weights = True
     mask, bias = _fitting_mask_and_bias(inputs, query, key)
     by_positions = positions is not None or memory_positions is not None
@@ -221,15 +208,20 @@ def apply(
         if config.require_fused:
             what, got = "no dropout, softcap, tap of weights, float16 or float64", "one"
             raise ValueError(expected("attention", what, got, "or require_fused=False"))
-        weights = _weights(config, query, key, bias, mask)
+        weights = weights_of(
+            query, key, bias, mask, scale=config.scale, softcap=config.softcap
+        )
         variables = taps.recorded("weights", weights, cache)
         if drops:
             drop_key = arguments.required_key("attention", rng)
             axes = tuple(range(weights.ndim))
             weights = functional.dropout(weights, drop_key, config.dropout_rate, axes)
-        y = _weighted(weights, value)
+        y = weighted(weights, value)
     else:
-        y = _product(config, query, key, value, bias, mask, lengths, order)
+        y = product(
+            query, key, value, bias, mask, lengths, order, scale=config.scale,
+            implementation=config.implementation,
+        )
     y = _without_padding(y, mask, lengths, inputs.memory is None)
     if overflows is not None:
         y = jnp.where(overflows, jnp.nan, y)
@@ -239,11 +231,6 @@ def apply(
 
 
 _DENSE = dense.DenseConfig(True, None)
-
-# `jax.nn.dot_product_attention` takes the softmax of the one in float32, and does not compile for
-# the other on CPU.
-_NOT_BY_XLA = (jnp.float64, jnp.float16)
-
 
 def _require_params(params: AttentionParams, config: AttentionConfig) -> None:
     """Require the parameters that these hyperparameters make, and no others."""
@@ -386,71 +373,6 @@ def _fitting_mask_and_bias(
             raise ValueError(message("attention", name, wanted, got))
     mask, bias = (a if a is None else of_rank(a, len(full)) for a in (mask, bias))
     return mask, bias
-
-
-def _product(
-    config: AttentionConfig, query: jax.Array, key: jax.Array, value: jax.Array, bias: Any,
-    mask: Any, lengths: Any, order: dict[str, Any],
-) -> jax.Array:
-    """Return the weighted sums of values, (..., length, heads, head_dim), by `implementation`."""
-    lead, implementation = query.shape[:-3], config.implementation
-    if bias is not None:
-        wide = jnp.promote_types(query.dtype, jnp.float32)
-        bias = bias.astype(query.dtype if implementation == "cudnn" else wide)
-    if lengths is not None:
-        lengths = jnp.broadcast_to(of_rank(lengths, len(lead)), lead).astype(jnp.int32)
-
-    def batch(q: Any, k: Any, v: Any, bias: Any, mask: Any, lengths: Any) -> jax.Array:
-        """Return it for one batch axis."""
-        y: jax.Array
-        more = order if lengths is None else order | {"key_value_seq_lengths": lengths}
-        if callable(implementation):
-            y = implementation(q, k, v, bias, mask, scale=config.scale, **more)
-            return y
-        with jax.numpy_dtype_promotion("standard"):  # it relies on promotion in bfloat16
-            y = jax.nn.dot_product_attention(
-                q, k, v, bias, mask, scale=config.scale, implementation=implementation, **more
-            )
-        return y
-
-    arrays = query, key, value, bias, mask, lengths
-    if not lead:
-        return batch(*(a if a is None else a[None] for a in arrays))[0]
-    for _ in lead[1:]:
-        batch = jax.vmap(batch)
-    outer = lead[:-1]
-    return batch(*(
-        a if a is None else jnp.broadcast_to(a, (*outer, *a.shape[len(outer) :])) for a in arrays
-    ))
-
-
-def _weights(
-    config: AttentionConfig, query: jax.Array, key: jax.Array, bias: Any, mask: Any
-) -> jax.Array:
-    """Return the weights, (..., heads, length, memory_length), in float32 or better."""
-    *lead, length, heads, head_dim = query.shape
-    memory_length, kv_heads = key.shape[-3:-1]
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    query = query.reshape(*lead, length, kv_heads, heads // kv_heads, head_dim)
-    logits = jnp.einsum("...qkgh,...skh->...kgqs", query, key, preferred_element_type=wide)
-    logits = logits.reshape(*lead, heads, length, memory_length)
-    logits = logits * (head_dim**-0.5 if config.scale is None else config.scale)
-    if config.softcap is not None:
-        logits = config.softcap * jnp.tanh(logits / config.softcap)
-    if bias is not None:
-        logits += bias.astype(wide)
-    if mask is not None:
-        logits = jnp.where(mask, logits, jnp.finfo(wide).min)
-    return jax.nn.softmax(logits)
-
-
-def _weighted(weights: jax.Array, value: jax.Array) -> jax.Array:
-    """Return the weighted sums of values, (..., length, heads, head_dim)."""
-    *lead, heads, length, memory_length = weights.shape
-    kv_heads, head_dim = value.shape[-2:]
-    grouped = weights.reshape(*lead, kv_heads, heads // kv_heads, length, memory_length)
-    y = jnp.einsum("...kgqs,...skh->...qkgh", grouped.astype(value.dtype), value)
-    return y.reshape(*lead, length, heads, head_dim)
 
 
 def _without_padding(

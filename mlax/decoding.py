@@ -19,6 +19,7 @@ from mlax.layer import Apply, Key, Layer, P, S
 from mlax.statistics import WARNS
 from mlax.tree import paths
 
+
 def init_state(layer: Layer[P, S, Any, Any], params: P, x: Any) -> S:
     """Return the state that `layer.init` makes, without making params.
 

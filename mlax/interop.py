@@ -123,6 +123,7 @@ def to_stax(
         if jax.tree.leaves(state):
             way_out = "keep it in mlax, and bring the others there with mlax.from_stax"
             raise ValueError(expected("to_stax", "a layer without variables", "some", way_out))
+
         def apply(params: Any, state: Any, x: Any, rng: Key) -> Any:
             return layer.apply(params, state, x, rng, inference_mode)[0]
 

@@ -108,6 +108,7 @@ def wired(x: Any, wiring: Any, /, **layers: Sublayer) -> Any:
 
 wired.__name__ = "block"  # the name in errors
 
+
 def block(
     **layers: AnyLayer,
 ) -> Callable[[Callable[[Sublayers, X], Y]], Layer[dict[str, Any], DictState, X, Y]]:

@@ -232,6 +232,7 @@ def apply(
 
 _DENSE = dense.DenseConfig(True, None)
 
+
 def _require_params(params: AttentionParams, config: AttentionConfig) -> None:
     """Require the parameters that these hyperparameters make, and no others."""
     norms_used = ("query_norm", "key_norm") if config.qk_norm else ()

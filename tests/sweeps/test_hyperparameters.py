@@ -19,7 +19,6 @@ from .oracle import Array, Padding
 KEY = jax.random.key(0)
 
 
-
 def numbers(*shape: int) -> Array:
     """Return float32 numbers of both signs."""
     return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)

@@ -60,6 +60,9 @@ def require_same(owner: str, own: Any, params: Any) -> None:
     for path, wanted, got in zip(paths(own), *leaves, strict=True):
         if wanted.shape != got.shape or wanted.dtype != got.dtype:
             error = ValueError if wanted.shape != got.shape else TypeError
+            if error is TypeError:
+                dtype = jnp.dtype(got.dtype).name
+                way_out = f"cast them, or use mlax.cast(layer, params_dtype=jnp.{dtype})"
             name = f"params.{path}"
             raise error(message(owner, name, described(wanted), described(got), way_out))
 
@@ -75,7 +78,9 @@ class Generated(NamedTuple):
     """What `generate` returns: (tokens, lengths, state).
 
     tokens is (..., steps): after a stop token, that token again. lengths is (...), the number of
-    tokens up to and including the first stop token. state has seen all tokens but the last.
+    tokens up to and including the first stop token. state has seen all of these but the last: it
+    goes on with a prompt that starts with the last token. (In a batch without lengths, sequences
+    that ended before the others can't go on: the state is NaN then.)
     """
 
     tokens: jax.Array
@@ -83,7 +88,7 @@ class Generated(NamedTuple):
     lengths: jax.Array
     """(...), the number of tokens up to and including the first stop token."""
     state: Any
-    """The state after the last token but one, which has not been an input yet."""
+    """The state after all tokens of each sequence but the last, which has not been an input yet."""
 
 
 def generate(
@@ -180,7 +185,10 @@ def require_caches(owner: str, state: Any) -> None:
 def require_numbers(owner: str, are_numbers: jax.Array, needed: int) -> None:
     """Require logits without NaN, where that is known: a full cache gives NaN."""
     if not isinstance(are_numbers, Tracer) and not are_numbers:
-        way_out = f"is there room for {needed} tokens in each cache and embedding of positions?"
+        way_out = (
+            f"is there room for {needed} tokens in each cache and embedding of positions, and is "
+            "each token of the prompt in the vocabulary?"
+        )
         raise ValueError(expected(owner, "logits that are numbers", "NaN", way_out))
 
 
@@ -242,7 +250,12 @@ def _generate(
         return token, ended, are_numbers.all()
 
     def run(state: Any, x: Any) -> Any:
-        logits, state = apply(params, state, x, inference_mode=True)
+        try:
+            logits, state = apply(params, state, x, inference_mode=True)
+        except Exception as error:
+            if lengths is not None:
+                error.add_note("generate: with lengths, apply takes pairs (tokens, positions)")
+            raise
         if getattr(logits, "shape", ())[:-1] != (x if lengths is None else x[0]).shape:
             wanted = "an array of logits (..., length, vocabulary)"
             raise TypeError(message("generate", "the output", wanted, described(logits)))
@@ -265,8 +278,12 @@ def _generate(
         state, token, ended, is_number = carry
         x = token[..., None]
         if after is not None:
-            x = x, (after + i - 1)[..., None]
-        logits, state = run(state, x)
+            x = x, jnp.where(ended, -1, after + i - 1)[..., None]
+        if stops and not ended.ndim:
+            nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(run, state, x)[0])
+            logits, state = jax.lax.cond(ended, lambda s, x: (nothing, s), run, state, x)
+        else:
+            logits, state = run(state, x)
         token, ended, now = draw(logits[..., -1, :], i, ended, token)
         return (state, token, ended, is_number & now), (token, ended)
 
@@ -278,6 +295,13 @@ def _generate(
         for a, b in zip(first, others, strict=True)
     )
     count = jnp.sum(~have_ended, -1) + have_ended[..., -1]
+    if stops and prompt.ndim > 1 and after is None:
+        # No position told a layer what to leave out: going on must not be wrong in silence.
+        went_on = have_ended[..., :-1].any()
+        state = jax.tree.map(
+            lambda a: jnp.where(went_on, jnp.nan, a) if jnp.issubdtype(a.dtype, jnp.floating) else a,
+            state,
+        )
     return Generated(tokens, count, state), is_number
 
 

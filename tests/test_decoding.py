@@ -297,3 +297,33 @@ def test_positions_beyond_the_table() -> None:
     np.testing.assert_array_equal(jnp.isnan(y).all(-1), [False, True])
     with pytest.raises(ValueError, match="inference_mode=True with decodes"):
         steps.apply(params, state, x)
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("with_lengths", [False, True])
+def test_a_state_goes_on_after_a_stop_token(single: bool, with_lengths: bool) -> None:
+    params, prompt = made()[0], PROMPT[0] if single else PROMPT
+    sizes = jnp.full(prompt.shape[:-1], prompt.shape[-1]) if with_lengths else None
+    run = functools.partial(mlax.generate, decoder.apply, params, temperature=0)
+    start = mlax.init_state(decoder, params, (prompt, prompt) if with_lengths else prompt)
+    free = run(start, prompt, 6, lengths=sizes).tokens
+    stop = int(free.reshape(-1, 6)[0][1])
+    found = run(start, prompt, 6, lengths=sizes, stop=stop)
+    more = jnp.array([5, 9])
+    if not single and not with_lengths:
+        assert jnp.isnan(found.state.variables["body"]["attention"].key).any()
+        return
+    texts, full = [], []
+    for row, tokens, count in zip(
+        prompt.reshape(-1, 4), found.tokens.reshape(-1, 6), found.lengths.reshape(-1), strict=True
+    ):
+        text = jnp.concatenate([row, tokens[:count], more])
+        logits, _ = model.apply(*made(), text)
+        texts.append(jnp.concatenate([tokens[count - 1 : count], more]))
+        full.append(logits[-3:])
+    x: Any = texts[0] if single else jnp.stack(texts)
+    if with_lengths:
+        first = prompt.shape[-1] + found.lengths - 1
+        x = x, first[..., None] + jnp.arange(3)
+    logits, _ = decoder.apply(params, found.state, x, inference_mode=True)
+    np.testing.assert_allclose(logits.reshape(-1, 3, VOCABULARY), full, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,42 @@
+"""Weights from elsewhere, and back: `convert` and `revert` by one table of rules, bit for bit.
+
+    Rule("h.{layer}.mlp.up.weight", "body.mlp.up.kernel", "oi->io")
+
+says that tensors of such names make up the leaf of params at `body.mlp.up.kernel`. Braces stand for
+any text without a dot. If ours has the same braces, it is the same text; if not, it is a number,
+which counts along a leading axis of the leaf, as in `mlax.repeat`. The letters are the axes of a
+tensor, and those of the leaf; 1 is an axis of length 1, which the other side needn't have.
+
+    Rule("in_proj_weight[1 of 3]", "key.kernel", "oi->io")
+    Rule("hf.kernel", "recurrent_kernel[1 of 4]")
+
+split a tensor and join a leaf: [1 of 3] is the second of three equal parts, in the axes of the
+leaf along the last one.
+
+    Rule("bias_ih + bias_hh", "bias")
+
+adds tensors. A sum can't be undone: on the way back, the first one is the leaf and the others are
+-0.0, which can be added to any number without changing its bits. So `convert(revert(made))` is
+`made`, bit for bit, by every table, and `revert(convert(tensors))` is `tensors`, but for those that
+were added or left out.
+
+No tensor and no leaf is left out, unless a rule says so. `torch_linear` and the like return the
+rules for a layer of PyTorch, `flax_dense` and the like for one of flax.linen:
+
+    table = [*torch_linear("model.fc", "body.0"), *torch_norm("model.ln", "body.1")]
+
+An empty name or path stands for a module or layer that is not inside another. Tables hold arrays,
+not hyperparameters: an epsilon that differs still does so after `convert`.
+"""
+
+from mlax.weights.rules import Rule, Table, convert, revert
+from mlax.weights.tables import (
+    flax_conv, flax_dense, flax_gru_cell, flax_lstm_cell, flax_norm, flax_rnn_cell,
+    torch_attention, torch_conv, torch_gru, torch_linear, torch_lstm, torch_norm, torch_rnn,
+)
+
+__all__ = [
+    "Rule", "Table", "convert", "flax_conv", "flax_dense", "flax_gru_cell", "flax_lstm_cell",
+    "flax_norm", "flax_rnn_cell", "revert", "torch_attention", "torch_conv", "torch_gru",
+    "torch_linear", "torch_lstm", "torch_norm", "torch_rnn",
+]

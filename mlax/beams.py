@@ -10,18 +10,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mlax.arguments import read_number, read_size, require_integers
 from mlax.decoding import require_caches, require_numbers
 from mlax.errors import message
 from mlax.layer import Apply, P, S
+from mlax.positions import signed
 
 
 class Beams(NamedTuple):
     """What `beam_search` returns, the best sequence first."""
 
     tokens: jax.Array
-    """(beams, steps), integers; after a stop token, that token again."""
+    """(beams, steps), int32 or int64; after a stop token, that token again."""
     lengths: jax.Array
     """(beams,), the number of tokens up to and including the first stop token."""
     log_probabilities: jax.Array
@@ -70,6 +72,7 @@ def beam_search(
     """
     prompt = jnp.asarray(prompt)
     require_integers("beam_search", prompt, "prompt")
+    prompt = signed(prompt)
     if prompt.ndim != 1 or not prompt.size:
         wanted, way_out = "of shape (length,), with one token or more", "use jax.vmap for several"
         raise ValueError(message("beam_search", "prompt", wanted, prompt.shape, way_out))
@@ -77,7 +80,7 @@ def beam_search(
     read_size("beam_search", "beams", beams)
     read_number("beam_search", "length_penalty", length_penalty)
     require_caches("beam_search", state)
-    stops = () if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
+    stops = () if stop is None else tuple(int(token) for token in np.ravel(stop))
     found: Beams = _search(apply, params, state, prompt, steps, beams, stops, length_penalty)
     are_numbers = ~jnp.isnan(found.log_probabilities).any()
     require_numbers("beam_search", are_numbers, prompt.size + steps - 1)

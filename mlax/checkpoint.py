@@ -32,6 +32,7 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, NamedSharding, Sharding
 
+from mlax.arguments import read_size
 from mlax.errors import expected, message
 from mlax.fingerprint import changes, fingerprint
 from mlax.safetensors import DTYPES, Array, Layout, TensorFile, layout, parsed, partial_path
@@ -78,6 +79,8 @@ _NUMBERS = {bool: np.dtype(bool), int: np.dtype(np.int64), float: np.dtype(np.fl
 
 def _leaf(owner: str, name: str, leaf: Any) -> _Leaf:
     """Return what a leaf is in a file, or raise if no file can hold it."""
+    if type(leaf) is int and not -(2**63) <= leaf < 2**63:
+        raise ValueError(message(owner, _shown(name), "an integer of 64 bits", leaf))
     if type(leaf) in _NUMBERS:
         return _Leaf(_NUMBERS[type(leaf)], (), None)
     arrays = jax.Array | np.ndarray | np.generic
@@ -85,7 +88,7 @@ def _leaf(owner: str, name: str, leaf: Any) -> _Leaf:
         arrays |= jax.ShapeDtypeStruct
     if not isinstance(leaf, arrays) or isinstance(leaf, Tracer):
         got = "a traced array" if isinstance(leaf, Tracer) else type(leaf).__name__
-        raise TypeError(message(owner, _shown(name), "an array, key or number", got))
+        raise TypeError(message(owner, _shown(name), "an array, key or real number", got))
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         implementations: list[object] = []
 
@@ -167,6 +170,8 @@ def save(
     for name, array in arrays.items():
         if array.is_deleted():
             raise ValueError(message("save", _shown(name), "an array", "one that was donated"))
+    if max_bytes is not None:
+        read_size("save", "max_bytes", max_bytes)
     if max_bytes is not None and not path.name.endswith(_INDEX):
         wanted, way_out = f"a name ending in {_INDEX} if max_bytes is given", "or leave it out"
         raise ValueError(message("save", "path", wanted, path.name, way_out))
@@ -325,10 +330,11 @@ def load(
         where: the leaves to load, as in `mlax.mask`: a pattern, several patterns, or a function
             of path and leaf. The others are returned as they are in `like`, and the file may have
             more than is loaded.
-        cast: whether floating-point and integer dtypes may differ from those in the file. A
-            number that the new dtype can't hold raises an error.
+        cast: whether one floating dtype may be read as another, and one integer dtype as another.
+            A number that the new dtype can't hold raises an error.
         rules: how names and layouts changed since the file was written, in this order: pairs of
-            an old name and a new one, with stars, and a function as third entry for the layout.
+            an old name and a new one, with stars, and a function as third entry for the layout. One
+            that matches nothing is passed over, as rules serve files of several versions.
         checksum: whether to compare the checksum, which reads the file once more.
 
     Raises:
@@ -434,7 +440,12 @@ def _renamed(
                 texts = (*match.groups(), "")
                 name = "".join(map("".join, zip(new.split("*"), texts, strict=True)))
                 for function in functions:
-                    tensor = tensor._replace(values=np.asarray(function(tensor.values)))
+                    try:
+                        values = np.asarray(function(tensor.values))
+                    except Exception as error:
+                        error.add_note(f"load: in the rule {old!r}, {new!r} for {name} of {path}")
+                        raise
+                    tensor = tensor._replace(values=values)
             if name in renamed:
                 got = f"two named {name!r} after the rule {old!r}, {new!r}"
                 raise ValueError(expected("load", f"one tensor of {path} for each name", got))
@@ -459,7 +470,7 @@ def _require_alike(
             lines.append(f"other shape: {name}, {kind} in like, {found} in the file")
         elif found.dtype != kind.dtype and not (cast and _can_cast(found.dtype, kind.dtype)):
             lines.append(f"other dtype: {name}, {kind} in like, {found} in the file")
-            ways_out |= {"cast=True casts"} if _can_cast(found.dtype, kind.dtype) else set()
+            ways_out |= {"cast=True casts floating to floating and integer to integer"}
     if lines:
         what, way_out = f"{path} to hold the leaves of like", ", ".join(sorted(ways_out))
         error = expected("load", what, "other ones", way_out)
@@ -511,7 +522,9 @@ def _cast(path: Path, name: str, part: Array, dtype: np.dtype[Any]) -> Array:
         part = part.astype(np.float32)  # NumPy can't cast between dtypes of one byte
     with np.errstate(all="ignore"):
         new = part.astype(dtype)
-        lost = new != part if is_integer else np.isfinite(part) & ~np.isfinite(new)
+        lost = new != part
+        if not is_integer:
+            lost = np.isfinite(part) & ~np.isfinite(new) | ~np.isnan(part) & np.isnan(new)
     if lost.any():
         what = f"{name} of {path} to fit {dtype.name}"
         raise ValueError(expected("load", what, part[lost].item(0)))

@@ -11,6 +11,7 @@ and the number is the same whatever the compiler makes of the rest.
     while_loop          the body once, as the number of passes is not known
     cond, switch        the branch with the most
     a kernel, or a call of other code   unknown, and counted as 0
+    complex numbers     as real ones
 
 The gradient of a product has twice its operations; what `jax.checkpoint` computes again counts again.
 """

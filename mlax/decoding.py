@@ -16,6 +16,7 @@ from jax.core import Tracer
 from mlax.arguments import described, read_size, require_integers, require_key
 from mlax.errors import expected, message
 from mlax.layer import Apply, Key, Layer, P, S
+from mlax.positions import signed
 from mlax.statistics import WARNS
 from mlax.tree import paths
 
@@ -84,7 +85,7 @@ class Generated(NamedTuple):
     """
 
     tokens: jax.Array
-    """(..., steps), integers; after a stop token, that token again."""
+    """(..., steps), int32 or int64; after a stop token, that token again."""
     lengths: jax.Array
     """(...), the number of tokens up to and including the first stop token."""
     state: Any
@@ -143,11 +144,18 @@ def generate(
     """
     prompt = jnp.asarray(prompt)
     require_integers("generate", prompt, "prompt")
+    prompt = signed(prompt)
     if prompt.ndim < 1 or prompt.shape[-1] < 1:
         raise ValueError(expected("generate", "a prompt of one token or more", prompt.shape))
     read_size("generate", "steps", steps)
     if top_k is not None:
         read_size("generate", "top_k", top_k)
+    for name, number in (("temperature", temperature), ("top_p", top_p)):
+        if number is not None and jnp.ndim(number):
+            raise ValueError(message("generate", name, "one number", f"shape {jnp.shape(number)}"))
+    if lengths is None and not (isinstance(first_position, int) and first_position == 0):
+        what, way_out = "first_position with lengths alone", "without, the state counts on itself"
+        raise ValueError(expected("generate", what, "lengths=None", way_out))
     is_greedy = not isinstance(temperature, Tracer) and temperature == 0
     if not is_greedy:
         if rng is None:
@@ -165,7 +173,7 @@ def generate(
         bucket = 1 << (prompt.shape[-1] - 1).bit_length()
         widths = [(0, 0)] * (prompt.ndim - 1) + [(0, bucket - prompt.shape[-1])]
         prompt = jnp.pad(prompt, widths)
-    stops = () if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
+    stops = () if stop is None else tuple(int(token) for token in np.ravel(stop))
     generated: Generated
     generated, is_number = _generate(
         apply, params, state, prompt, lengths, first_position, steps, rng,

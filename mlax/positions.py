@@ -195,19 +195,26 @@ def relative_buckets(
     Args:
         positions: (..., length), of the queries.
         memory_positions: (..., memory_length), of the keys.
-        num_buckets: number of buckets, even if `bidirectional`.
+        num_buckets: number of buckets, at least 4, and even if `bidirectional`.
         max_distance: the distance from which on all keys share a bucket.
         bidirectional: whether keys after the query are told apart.
 
     Returns:
         (..., length, memory_length), integers in [0, num_buckets).
 
+    Raises:
+        ValueError: there are too few buckets, or `max_distance` has a bucket of its own.
+
     Source: Raffel et al., "Exploring the limits of transfer learning with a unified text-to-text
     transformer", 2020.
     """
-    if num_buckets < 4 or num_buckets % 2:
-        wanted = "an even number, at least 4"
+    if num_buckets < 4 or bidirectional and num_buckets % 2:
+        wanted = "an even number, at least 4" if bidirectional else "at least 4"
         raise ValueError(message("relative_buckets", "num_buckets", wanted, num_buckets))
+    exact = num_buckets // 4 if bidirectional else num_buckets // 2
+    if max_distance <= exact:
+        wanted = f"more than the {exact} distances that have a bucket each"
+        raise ValueError(message("relative_buckets", "max_distance", wanted, max_distance))
     distance = _differences(positions, memory_positions)
     offset = jnp.zeros_like(distance)
     if bidirectional:
@@ -215,7 +222,6 @@ def relative_buckets(
         offset = jnp.where(distance < 0, num_buckets, 0)
         distance = jnp.abs(distance)
     distance = jnp.maximum(distance, 0)
-    exact = num_buckets // 2
     far = jnp.log(jnp.maximum(distance, exact).astype(jnp.float32) / exact)
     ranges = far / math.log(max_distance / exact) * (num_buckets - exact)
     coarse = exact + ranges.astype(distance.dtype)

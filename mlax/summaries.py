@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from mlax import taps
-from mlax.arguments import AnyLayer, read_layer
+from mlax.arguments import AnyLayer, read_integer, read_layer
 from mlax.combinators.child import Child, abstract_child, apply_child, one_tracing, shapes
-from mlax.errors import message
+from mlax.errors import expected, message
 from mlax.costs import Flops, by_scope
 from mlax.statistics import WARNS
 from mlax.tree import predicate, spelled_key, walk
@@ -108,6 +108,10 @@ def summary(
       2 dense                f32[5,2]                 18     72      0    160    320
     """
     read_layer("summary", "layer", layer)
+    if depth is not None and read_integer("summary", "depth", depth, "at least 0") < 0:
+        raise ValueError(message("summary", "depth", "at least 0", depth))
+    if rules and mesh is None:
+        raise ValueError(expected("summary", "a mesh for rules", "None"))
     key = jax.eval_shape(lambda: jax.random.key(0))
     x = shapes(x)
     with one_tracing():
@@ -238,12 +242,15 @@ def _shards(
     shards = 1
     spec = next((spec for pattern, spec in rules if predicate(pattern)(path, None)), ())
     for length, names in itertools.zip_longest(shape, spec):
+        if length is None and names is not None:
+            wanted, got = f"at least {len(spec)} axes, as {spec} has", f"shape {shape}"
+            raise ValueError(message("summary", path, wanted, got))
         for name in names if isinstance(names, tuple) else () if names is None else (names,):
             if name not in sizes:
                 wanted = f"an axis of the mesh, {', '.join(map(repr, sizes))}"
                 raise ValueError(message("summary", f"the axis for {path}", wanted, repr(name)))
             shards *= sizes[name]
-            if length is None or length % sizes[name]:
+            if length % sizes[name]:
                 wanted = f"axes that the {sizes[name]} shards of {name!r} divide"
                 raise ValueError(message("summary", path, wanted, f"shape {shape}"))
             length //= sizes[name]

@@ -327,3 +327,34 @@ def test_a_state_goes_on_after_a_stop_token(single: bool, with_lengths: bool) ->
         x = x, first[..., None] + jnp.arange(3)
     logits, _ = decoder.apply(params, found.state, x, inference_mode=True)
     np.testing.assert_allclose(logits.reshape(-1, 3, VOCABULARY), full, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.int16])
+def test_tokens_are_of_a_dtype_that_holds_the_vocabulary(dtype: Any) -> None:
+    def wide(cache_length: int | None) -> Any:
+        attend = mlax.attention(2, causal=True, cache_length=cache_length)
+        return mlax.series(mlax.embed(300, 8), mlax.residual(attend), mlax.dense(300))
+
+    params, _ = wide(None).init(KEY, PROMPT)
+    expected, found = (
+        mlax.generate(
+            wide(16).apply, params, mlax.init_state(wide(16), params, prompt), prompt, 8,
+            temperature=0,
+        ).tokens
+        for prompt in (PROMPT, PROMPT.astype(dtype))
+    )
+    assert expected.max() > 255 and found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"temperature": jnp.ones(3)}, r"temperature to be one number, got shape \(3,\)"),
+        ({"top_p": jnp.ones(3)}, "top_p to be one number"),
+        ({"first_position": 3}, "first_position with lengths alone"),
+    ],
+)
+def test_what_is_no_number_or_has_no_use_is_refused(more: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        mlax.generate(decoder.apply, made()[0], fresh(), PROMPT, 2, KEY, **more)

@@ -229,3 +229,14 @@ def test_what_chunks_refuse(more: dict[str, Any], match: str) -> None:
 def test_chunks_refuse_heads_that_do_not_divide() -> None:
     with pytest.raises(ValueError, match="heads to be a multiple of the 3 heads of keys, got 4"):
         chunked_attention(Q, normal(1, 2, 13, 3, 8), normal(1, 2, 13, 3, 8))
+
+
+@pytest.mark.parametrize(("distance", "bidirectional"), [(8, True), (16, False)])
+def test_ranges_of_buckets_need_room(distance: int, bidirectional: bool) -> None:
+    places = jnp.arange(40)
+    buckets = functools.partial(relative_buckets, num_buckets=32, bidirectional=bidirectional)
+    with pytest.raises(ValueError, match=f"max_distance to be more than the {distance} distances"):
+        buckets(places, places, max_distance=distance)
+    found = buckets(places, places, max_distance=distance + 1)
+    assert 0 <= found.min() and found.max() < 32
+    assert relative_buckets(places, places, num_buckets=7, bidirectional=False).max() < 7

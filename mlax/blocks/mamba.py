@@ -18,6 +18,7 @@ from mlax.combinators.block import Sublayers, block
 from mlax.combinators.carried import carried
 from mlax.combinators.composed import composed
 from mlax.combinators.types import DictState
+from mlax.errors import expected
 from mlax.layer import Layer, Shaped
 from mlax.layers.bias import bias
 from mlax.layers.linear import linear
@@ -33,6 +34,8 @@ def _last_inputs(x: Shaped, window: int) -> jax.Array:
 def _causal_conv(sub: Sublayers, inputs: tuple[jax.Array, jax.Array], window: int) -> Any:
     """Return the convolution of xs with the inputs before them, and the last inputs."""
     xs, before = inputs
+    if not xs.shape[0]:
+        return xs, before
     both = jnp.concatenate(mesh.placed_together(before.astype(xs.dtype), xs))
     length = both.shape[0]
     last = lax.slice_in_dim(both, length - (window - 1), length)
@@ -63,6 +66,9 @@ def mamba_block(
         norm: the normalisation.
         decodes: whether the block decodes.
 
+    Raises:
+        ValueError: x has other axes than these two.
+
     Source: Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", 2023.
 
     >>> import jax, jax.numpy as jnp, mlax
@@ -71,6 +77,9 @@ def mamba_block(
     >>> params["ssm"].a_log.shape
     (3, 16, 16)
     """
+    if len(x.shape) != 2:
+        wanted, way_out = "x (length, features)", "map a batch axis with mlax.batched or jax.vmap"
+        raise ValueError(expected("mamba_block", wanted, f"shape {x.shape}", way_out))
     hidden = linear(2 * x.shape[-1] if hidden_features is None else hidden_features)
     wiring = functools.partial(_causal_conv, window=window)
     conv = block(conv=depthwise_conv(window), bias=bias((0, -1)))(wiring)

@@ -39,7 +39,10 @@ def apply(
     """Return the outputs of all examples: see `mlax.batched`."""
     child, axis_name, state_axis, ndims = config
     size = _batch_size(x)
-    require_ndims("batched", x, ndims, "give a single example a leading axis with x[None]")
+    way_out = "give a single example a leading axis with x[None]"
+    if len(jax.tree.leaves(x)) != len(ndims):
+        way_out = "initialise the layer for such an input"
+    require_ndims("batched", x, ndims, way_out)
     outer = mesh.names_of(call.batch_axis_name)
     if axis_name in outer:
         wanted = "a name that no enclosing axis has"
@@ -96,9 +99,10 @@ def batched(
 ) -> Made:
     """A layer for one example, mapped over a batch: every array in x and y gets a leading axis.
 
-    `init` reads the shapes of one example. `apply` is vmapped; example i gets the key
-    fold_in(rng, i) if the layer needs one. Statistics are taken over the batch, since
-    `axis_name` is added to `batch_axis_name`, and variables come back without a batch axis.
+    `init` reads the shapes of one example, and the layer is initialised with fold_in(rng, 0).
+    `apply` is vmapped; example i gets the key fold_in(rng, i) if the layer needs one. Statistics
+    are taken over the batch, since `axis_name` is added to `batch_axis_name`, and variables come
+    back without a batch axis.
 
     Args:
         layer: any layer for one example.

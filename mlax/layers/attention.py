@@ -53,7 +53,8 @@ class AttentionInputs(NamedTuple):
         bias              broadcastable to the latter, added to the logits
         positions         (..., length), integers, counted from 0 if None; negative is padding
         memory_positions  (..., memory_length), the same for a memory
-        lengths           (...), the number of keys that are real, of the memory if there is one
+        lengths           (...), the number of tokens that are real, of the memory if there is one;
+                          those after them are padding, as keys and, without a memory, as queries
     """
 
     x: Any
@@ -70,7 +71,7 @@ class AttentionInputs(NamedTuple):
     memory_positions: Any = None
     """(..., memory_length), the positions of the keys, if there is a memory."""
     lengths: Any = None
-    """(...), the number of keys that are real; those after them are padding."""
+    """(...), the number of tokens that are real, of the memory if there is one."""
 
 
 class AttentionParams(NamedTuple):
@@ -455,7 +456,8 @@ def attention(
             `functools.partial` of it.
         position_bias: a function (positions, memory_positions) -> bias, added to the logits:
             `functools.partial(mlax.positions.alibi, num_heads)`.
-        fused: whether the kernels of q, k and v are one array, for self-attention.
+        fused: whether the kernels of q, k and v are one array, in this order along its last axis,
+            for self-attention.
         use_bias: whether q, k, v and the output have a bias.
         use_output_bias: the same for the output alone; None means `use_bias`.
         qk_norm: whether queries and keys of each head are divided by their root mean square and

@@ -76,11 +76,17 @@ def extended(
         if new_tokens > most:
             wanted = f"at most {most} tokens at once with this cache and window"
             raise ValueError(expected("attention", wanted, new_tokens, "make cache_length larger"))
-        slots = (cache.length + jnp.arange(new_tokens)) % size
-        return AttentionCache(
-            cache.key.at[..., slots, :].set(key), cache.value.at[..., slots, :].set(value),
-            cache.positions.at[..., slots].set(positions), length,
-        ), None
+        # By position, so that padding takes no slot and pushes nothing out of the window.
+        slots = jnp.where(positions < 0, size, positions % size)
+
+        def written(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+            return old.at[..., slots, :].set(new, mode="drop")
+
+        for _ in positions.shape[:-1]:
+            written = jax.vmap(written)
+        key, value = written(cache.key, key, slots), written(cache.value, value, slots)
+        places = written(cache.positions[..., None], positions[..., None], slots)[..., 0]
+        return AttentionCache(key, value, places, length), None
     is_known = not isinstance(length, Tracer)
     if new_tokens > size or is_known and int(length) > size:
         taken = f", of which {int(cache.length)} are taken" if is_known else ""

@@ -96,6 +96,8 @@ def require_carry(
 ) -> None:
     """Require arrays of a floating dtype and of this shape, or None for zeros."""
     way_out = f"start with jnp.zeros({shape}), or with None"
+    if len(shape) > 1:
+        way_out += "; map a batch axis with mlax.batched"
     for name, h in zip(names, carry, strict=False):
         if h is None:
             continue

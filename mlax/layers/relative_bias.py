@@ -74,7 +74,7 @@ def relative_bias(
 
     Raises:
         TypeError: x is no pair, or not of integers.
-        ValueError: `num_buckets` is odd or less than 4, or positions have no axis.
+        ValueError: `num_buckets` or `max_distance` is too small, or positions have no axis.
 
     Source: Raffel et al., "Exploring the limits of transfer learning with a unified text-to-text
     transformer", 2020.

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from mlax import arguments
 from mlax.arguments import DType, Number, Size, require_pair
@@ -71,7 +72,7 @@ def _apply_selective_ssm(
     added = jnp.expand_dims(delta * inputs.astype(wide), -1) * jnp.expand_dims(b.astype(wide), -2)
 
     def output(h: jax.Array) -> jax.Array:
-        y = jnp.sum(h * jnp.expand_dims(c.astype(wide), -2), -1)
+        y = jnp.einsum("...fs,...s->...f", h, c.astype(wide), precision=lax.Precision.HIGHEST)
         y += inputs.astype(wide) * jnp.broadcast_to(params.d.astype(wide), inputs.shape)
         return y.astype(inputs.dtype)
 

@@ -25,6 +25,7 @@ from mlax.combinators.repeat import repeat
 from mlax.combinators.types import DictState
 from mlax.layer import Layer
 from mlax.layers.attention import AttentionInputs, attention
+from mlax.layers.attention_cache import CachePolicy
 from mlax.layers.dense import dense
 from mlax.layers.embed import embed
 from mlax.layers.norms import rms_norm
@@ -88,7 +89,7 @@ def wiring(sub: Sublayers, x: Any, *, tied_embeddings: bool) -> Any:
 @composed()
 def llama(
     x: Any, config: Annotated[LlamaConfig, instance_of(LlamaConfig)],
-    cache_length: Size | None = None,
+    cache_length: Size | None = None, cache_policy: CachePolicy = "error",
 ) -> Layer[dict[str, Any], DictState, Any, jax.Array]:
     """Llama 3, Qwen 3 or Mistral: logits of the next tokens.
 
@@ -98,6 +99,8 @@ def llama(
     Args:
         config: the sizes, such as `mlax.models.LLAMA_3_8B`.
         cache_length: number of tokens that the caches have room for, for a model that decodes.
+        cache_policy: what happens when they are full, as in `mlax.attention`: "wrap" is for a
+            window.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> config = mlax.models.LlamaConfig(50, 8, 2, num_heads=2, num_kv_heads=1, hidden_features=16)
@@ -110,7 +113,7 @@ def llama(
     attend = attention(
         config.num_heads, config.num_kv_heads, config.head_dim,
         causal=True, window=config.window, use_bias=False, qk_norm=config.qk_norm,
-        epsilon=config.epsilon, cache_length=cache_length,
+        epsilon=config.epsilon, cache_length=cache_length, cache_policy=cache_policy,
         rotary=functools.partial(
             positions.rotary, base=config.rotary_base, scaling=config.rotary_scaling
         ),

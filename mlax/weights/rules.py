@@ -56,6 +56,20 @@ Table: TypeAlias = Sequence[Rule]
 """Rules; the first one that applies counts."""
 
 
+def _require_rules(owner: str, table: Table) -> None:
+    """Require rules that can be read in both directions."""
+    for rule in table:
+        theirs, ours = (set(re.findall(r"{(\w+)}", side or "")) for side in rule[:2])
+        if rule.ours is not None and len(theirs - ours) > 1:
+            wanted = "one text in braces that ours lacks, as one axis can be counted"
+            raise ValueError(message(owner, f"the rule {rule.theirs!r}", wanted, rule.ours))
+        before, _, after = (rule.axes or "->").partition("->")
+        letters = [sorted(side.replace("1", "")) for side in (before, after)]
+        if letters[0] != letters[1] or len(set(letters[0])) < len(letters[0]):
+            wanted = "axes with the same letters on both sides, each once, as in 'oi->io'"
+            raise ValueError(message(owner, f"the rule {rule.theirs!r}", wanted, rule.axes))
+
+
 class Part(NamedTuple):
     """A tensor or leaf, or one of its equal parts along the last axis of ours."""
 
@@ -117,6 +131,7 @@ def convert(tensors: Mapping[str, Any], table: Table, like: tuple[P, S]) -> tupl
     >>> params["head"].kernel.shape
     (3, 2)
     """
+    _require_rules("convert", table)
     leaves = _leaves(like)
     placed: dict[str, dict[Place, Sums]] = {path: {} for path in leaves}
     sides = [(term, rule) for rule in table for term in rule.terms]
@@ -202,6 +217,7 @@ def revert(made: tuple[Any, Any], table: Table) -> dict[str, Array]:
     >>> tensors["fc.weight"].shape
     (2, 3)
     """
+    _require_rules("revert", table)
     leaves = {path: np.asarray(leaf) for path, leaf in _leaves(made).items()}
     sides = [(rule.ours, rule) for rule in table if rule.ours is not None]
     pieces: dict[str, dict[Part, tuple[Array, Rule]]] = {}

@@ -594,3 +594,22 @@ def test_fused_can_be_required() -> None:
     apply(params, state, X, inference_mode=True)
     with pytest.raises(ValueError, match="require_fused"):
         apply(params, state, X, KEY)
+
+
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_padding_pushes_nothing_out_of_a_window(lead: tuple[int, ...]) -> None:
+    places = np.array([0, -1, -1, 1, -1, 2])
+    x = jnp.broadcast_to(X, (*lead, *X.shape))
+    positions = np.broadcast_to(places, (*lead, 6))
+    if lead:
+        positions = np.stack([places, places[::-1]]) * 1
+        positions[1] = [-1, 0, 1, -1, 2, -1]
+    full = mlax.attention(2, causal=True, window=2)
+    params, state = full.init(KEY, x)
+    expected, _ = full.apply(params, state, AttentionInputs(x, positions=positions))
+    decoder = mlax.attention(2, causal=True, window=2, cache_length=2, cache_policy="wrap")
+    state = mlax.init_state(decoder, params, x)
+    for i in range(6):
+        part = AttentionInputs(x[..., i : i + 1, :], positions=positions[..., i : i + 1])
+        y, state = decoder.apply(params, state, part, inference_mode=True)
+        np.testing.assert_allclose(y, expected[..., i : i + 1, :], rtol=1e-5, atol=1e-5)

@@ -259,3 +259,20 @@ def test_parts_that_do_not_make_a_tensor_do_not_go_back(
 def test_a_part_has_a_number_below_their_total() -> None:
     with pytest.raises(ValueError, match=r"below 3, counted from 0, got 'ab\[3 of 3\]'"):
         convert({"ab": np.ones(3)}, [Rule("ab[3 of 3]", "a")], LIKE)
+
+
+@pytest.mark.parametrize(
+    ("rule", "match"),
+    [
+        (Rule("l.{i}.e.{j}.w", "moe.experts.kernel"), "one text in braces that ours lacks"),
+        (Rule("w", "kernel", "oi->oj"), "the same letters on both sides"),
+        (Rule("w", "kernel", "oi"), "the same letters on both sides"),
+        (Rule("w", "kernel", "oo->oo"), "each once"),
+    ],
+)
+def test_rules_that_can_not_be_read_are_told(rule: Rule, match: str) -> None:
+    made = mlax.dense(2).init(jax.random.key(0), jnp.ones(3))
+    with pytest.raises(ValueError, match=match):
+        convert({}, [rule], made)
+    with pytest.raises(ValueError, match=match):
+        revert(made, [rule])

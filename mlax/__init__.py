@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 from mlax.layer import Apply, AxisName, Init, Key, Layer, Shaped, State, needs_rng
 from mlax.pair import Pair, layer, stateless
 
+importlib.import_module("mlax.serialization")  # registers State with jax.export
+
 if TYPE_CHECKING:
     from mlax import functional, models, nn, positions, testing, typed, types, weights
     from mlax.arguments import Rule
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from mlax.combinators.tap import tap
     from mlax.costs import flops
     from mlax.decoding import generate, init_state
+    from mlax.exporting import export
     from mlax.interop import from_linen, from_stax, to_stax
     from mlax.layers.attention import AttentionInputs, attention
     from mlax.layers.bias import bias
@@ -83,6 +86,7 @@ else:
         "mlax.combinators.quantized": "init_quantized merge_quantized quantized",
         "mlax.costs": "flops",
         "mlax.decoding": "generate init_state",
+        "mlax.exporting": "export",
         "mlax.interop": "from_linen from_stax to_stax",
         "mlax.layers.attention": "AttentionInputs attention",
         "mlax.layers.cells": "gru_cell lstm_cell rnn_cell",
@@ -135,8 +139,8 @@ __all__ = [
     "as_module", "attention", "avg_pool", "batch_norm", "batched", "beam_search", "bias",
     "bidirectional", "block", "branch", "carried", "cast", "combinator", "combine", "composed",
     "concatenate", "conv", "conv_transpose", "count", "dense", "depthwise_conv", "dropout", "embed",
-    "ensemble", "f", "f_rng", "flatten", "flops", "freeze", "from_linen", "from_stax", "frozen",
-    "functional", "generate", "global_avg_pool", "group_norm", "gru_cell", "init_lora",
+    "ensemble", "export", "f", "f_rng", "flatten", "flops", "freeze", "from_linen", "from_stax",
+    "frozen", "functional", "generate", "global_avg_pool", "group_norm", "gru_cell", "init_lora",
     "init_quantized", "init_state", "instance_norm", "is_leaf_param", "is_non_trainable_param",
     "is_trainable_param", "layer", "layer_norm", "linear", "load", "lora", "lru", "lru_cell",
     "lstm_cell", "mamba_block", "map_with_path", "mask", "max_pool", "merge_lora",

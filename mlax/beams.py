@@ -17,8 +17,10 @@ from mlax.decoding import require_caches, require_numbers
 from mlax.errors import message
 from mlax.layer import Apply, P, S
 from mlax.positions import signed
+from mlax.serialization import serializable
 
 
+@serializable
 class Beams(NamedTuple):
     """What `beam_search` returns, the best sequence first."""
 

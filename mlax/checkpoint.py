@@ -111,16 +111,16 @@ def _shown(name: str) -> str:
     return name or "the tree"
 
 
-def _named(owner: str, tree: Any) -> dict[str, Any]:
+def named(owner: str, tree: Any) -> dict[str, Any]:
     """Return the leaves by name, in the order of jax."""
-    named: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = path_of(path)
-        if name in named or name == "__metadata__":
+        if name in leaves or name == "__metadata__":
             what = "leaves of different names, none of them __metadata__"
             raise ValueError(expected(owner, what, f"{name!r}", "rename a key of a dict"))
-        named[name] = leaf
-    return named
+        leaves[name] = leaf
+    return leaves
 
 
 # Saving.
@@ -164,7 +164,7 @@ def save(
     7
     """
     path = Path(os.path.realpath(path))
-    leaves = _named("save", tree)
+    leaves = named("save", tree)
     kinds = {name: _leaf("save", name, leaf) for name, leaf in leaves.items()}
     arrays = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, jax.Array)}
     for name, array in arrays.items():
@@ -354,7 +354,7 @@ def load(
     """
     path = Path(path)
     wants = predicate(read_where("load", where))
-    leaves = _named("load", like)
+    leaves = named("load", like)
     require_match("load", where, list(leaves))
     wanted = {n: _leaf("load", n, leaf) for n, leaf in leaves.items() if wants(n, leaf)}
     rules = [_read_rule(rule) for rule in rules]

@@ -17,6 +17,7 @@ from mlax.arguments import described, read_size, require_integers, require_key
 from mlax.errors import expected, message
 from mlax.layer import Apply, Key, Layer, P, S
 from mlax.positions import signed
+from mlax.serialization import serializable
 from mlax.statistics import WARNS
 from mlax.tree import paths
 
@@ -75,6 +76,7 @@ def require_inference(owner: str, inference_mode: bool, name: str) -> None:
         raise ValueError(expected(owner, f"inference_mode=True with {name}", "False", way_out))
 
 
+@serializable
 class Generated(NamedTuple):
     """What `generate` returns: (tokens, lengths, state).
 

@@ -222,7 +222,7 @@ class Layer(_LayerFields[P, S, X_contra, Y_co]):
 _needs_rng = needs_rng
 
 
-class _Static:
+class Static:
     """A config as part of a tree structure: equal if its parts and their types are equal.
 
     jax compares structures on every call of a jitted function, by identity first. Two configs
@@ -231,12 +231,17 @@ class _Static:
 
     __slots__ = ("config", "hash")
 
+    config: Hashable
+    """The config."""
+    hash: int | None
+    """Its hash, once it was asked for."""
+
     def __init__(self, config: Hashable) -> None:
         self.config = config
-        self.hash: int | None = None
+        self.hash = None
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Static):
+        if not isinstance(other, Static):
             return False
         same = self.config is other.config or equality.equal(self.config, other.config)
         if same:
@@ -267,10 +272,10 @@ class State(Generic[V_co, C_co]):
 
     variables: V_co
     config: C_co
-    _static: _Static = dataclasses.field(init=False)
+    _static: Static = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        _set_static(self, _Static(self.config))
+        _set_static(self, Static(self.config))
 
     def with_variables(self, variables: V) -> "State[V, C_co]":
         """Return a state with other variables and the same config."""
@@ -307,15 +312,15 @@ _MOST_LINES = 12
 _MOST_CHARACTERS = 600
 
 
-def _flatten_state(state: State[V, C]) -> tuple[tuple[V], _Static]:
+def _flatten_state(state: State[V, C]) -> tuple[tuple[V], Static]:
     return (state.variables,), state._static
 
 
-def _flatten_state_with_keys(state: State[V, C]) -> tuple[tuple[tuple[Hashable, V]], _Static]:
+def _flatten_state_with_keys(state: State[V, C]) -> tuple[tuple[tuple[Hashable, V]], Static]:
     return ((GetAttrKey("variables"), state.variables),), state._static
 
 
-def _unflatten_state(static: _Static, children: Iterable[V]) -> State[V, Any]:
+def _unflatten_state(static: Static, children: Iterable[V]) -> State[V, Any]:
     state: State[V, Any] = object.__new__(State)
     (variables,) = children
     _set_variables(state, variables)

@@ -38,6 +38,7 @@ from mlax.combinators.switch import SwitchConfig
 from mlax.combinators.types import DictState, TupleState, Variables
 from mlax.costs import Flops
 from mlax.decoding import Generated
+from mlax.exporting import Artifact
 from mlax.initializers import Initializer
 from mlax.interop import FromLinenConfig, FromStaxConfig
 from mlax.layer import Apply, ApplyWithRng, AxisName, Init, Key, Layer, Shaped, State
@@ -82,11 +83,11 @@ from mlax.typed import Jitted
 
 __all__ = [
     "Adapter", "AdaptiveAvgPoolConfig", "AddConfig", "AnyLayer", "Apply", "ApplyWithRng",
-    "AttentionCache", "AttentionConfig", "AttentionInputs", "AttentionParams", "AvgPoolConfig",
-    "Axes", "Axis", "AxisName", "BatchNormConfig", "BatchedConfig", "Beams", "BiasConfig",
-    "BiasParams", "CarriedConfig", "CarriedVariables", "CastConfig", "CellParams", "Child",
-    "ComposedConfig", "ConcatenateConfig", "ConvConfig", "ConvFormat", "ConvPadding", "ConvParams",
-    "DType", "DataFormat", "DenseConfig", "DenseParams", "DictState", "DropoutConfig",
+    "Artifact", "AttentionCache", "AttentionConfig", "AttentionInputs", "AttentionParams",
+    "AvgPoolConfig", "Axes", "Axis", "AxisName", "BatchNormConfig", "BatchedConfig", "Beams",
+    "BiasConfig", "BiasParams", "CarriedConfig", "CarriedVariables", "CastConfig", "CellParams",
+    "Child", "ComposedConfig", "ConcatenateConfig", "ConvConfig", "ConvFormat", "ConvPadding",
+    "ConvParams", "DType", "DataFormat", "DenseConfig", "DenseParams", "DictState", "DropoutConfig",
     "EmbedConfig", "EmbedParams", "EnsembleConfig", "Entries", "Epsilon", "FConfig", "FRngConfig",
     "FlattenConfig", "Flops", "FromLinenConfig", "FromStaxConfig", "FrozenConfig", "Generated",
     "GlobalAvgPoolConfig", "GroupNormConfig", "GruCellConfig", "GruCellParams", "Implementation",

@@ -15,6 +15,7 @@ from mlax.combinators import (
 )
 from mlax.decoding import require_inference
 from mlax.layer import Key
+from mlax.serialization import serializable
 
 Start: TypeAlias = Callable[[Any], Any]
 """Returns the first carry for an x."""
@@ -31,6 +32,7 @@ class CarriedConfig(NamedTuple):
     """Whether the carry is kept from call to call."""
 
 
+@serializable
 class CarriedVariables(NamedTuple):
     """Variables of `carried` that decodes."""
 

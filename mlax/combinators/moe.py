@@ -33,6 +33,7 @@ from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Layer, State
 from mlax.layers.linear import LinearParams, matmul
 from mlax.pair import HParams, require_params
+from mlax.serialization import serializable
 from mlax.statistics import wide_dtype
 
 P = TypeVar("P")
@@ -63,6 +64,7 @@ Dispatch: TypeAlias = Annotated[Literal["sorted", "einsum"], Rule(_read_dispatch
 """How tokens get to their experts and back."""
 
 
+@serializable
 class MoeInputs(NamedTuple):
     """The input of `moe`, where some tokens are padding."""
 
@@ -72,6 +74,7 @@ class MoeInputs(NamedTuple):
     """Boolean, (...), True where a token is real; the others take no capacity, and their y is 0."""
 
 
+@serializable
 class Routed(NamedTuple):
     """The output of `moe`."""
 
@@ -87,6 +90,7 @@ class Routed(NamedTuple):
     """(num_experts,), int32: how many of them it had no room for."""
 
 
+@serializable
 class MoeParams(NamedTuple, Generic[P]):
     """Parameters of `moe`."""
 

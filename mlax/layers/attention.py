@@ -34,6 +34,7 @@ from mlax.layers.dense import DenseParams
 from mlax.layers.norms import NormParams
 from mlax.pair import layer, require_params
 from mlax.positions import of_rank, signed, with_padding
+from mlax.serialization import serializable
 
 Rotation: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 """Turns queries or keys, (..., length, heads, head_dim), by their positions, (..., length)."""
@@ -42,6 +43,7 @@ PositionBias: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 """The bias for positions of queries and keys, (..., num_heads, length, memory_length)."""
 
 
+@serializable
 class AttentionInputs(NamedTuple):
     """The input of `attention`, where it is more than x; what is None is not there.
 
@@ -74,6 +76,7 @@ class AttentionInputs(NamedTuple):
     """(...), the number of tokens that are real, of the memory if there is one."""
 
 
+@serializable
 class AttentionParams(NamedTuple):
     """Parameters of `attention`."""
 
@@ -189,8 +192,9 @@ def apply(
         needs_weights = True
     mask, bias = _fitting_mask_and_bias(inputs, query, key)
     by_positions = positions is not None or memory_positions is not None
-    # Beyond a window, a query may attend to nothing in a memory.
-    beyond = config.window is not None and inputs.memory is not None
+    # Beyond a window, a query may attend to nothing in a memory; and JAX counts up to the length.
+    is_symbolic = any(map(jax.export.is_symbolic_dim, (query.shape[-3], key.shape[-3])))
+    beyond = config.window is not None and (inputs.memory is not None or is_symbolic)
     if needs_weights or by_positions or beyond:
         positions = _or_counted(positions, query)
         memory_positions = _or_counted(memory_positions, key)

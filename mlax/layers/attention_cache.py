@@ -15,11 +15,13 @@ from jax.typing import DTypeLike
 
 from mlax.errors import expected
 from mlax.positions import of_rank, with_padding
+from mlax.serialization import serializable
 
 CachePolicy: TypeAlias = Literal["error", "nan", "wrap"]
 """What happens when the cache is full."""
 
 
+@serializable
 class AttentionCache(NamedTuple):
     """Variables of `attention` with a cache: what was decoded so far."""
 

@@ -17,6 +17,7 @@ from mlax.errors import expected, message
 from mlax.initializers import Initializer, initialize
 from mlax.layer import Key, Shaped
 from mlax.pair import stateless
+from mlax.serialization import serializable
 
 
 def read_in_features(owner: str, name: str, value: Any) -> int | tuple[int, ...]:
@@ -34,6 +35,7 @@ InFeatures: TypeAlias = Annotated[int | Sequence[int | None], Rule(read_in_featu
 """For each axis of x: 0 or None, 1, -1 or the length of the axis; an integer is one entry."""
 
 
+@serializable
 class BiasParams(NamedTuple):
     """Parameters of `bias`."""
 

@@ -30,6 +30,7 @@ from mlax.errors import message
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
 from mlax.pair import stateless
+from mlax.serialization import serializable
 from mlax.statistics import wide_dtype
 
 Activation: TypeAlias = Callable[[jax.Array], jax.Array]
@@ -45,6 +46,7 @@ def orthogonal(key: Key, shape: tuple[int, ...], dtype: DType = jnp.float32) -> 
     return draw(key, shape, jnp.promote_types(dtype, jnp.float32)).astype(dtype)
 
 
+@serializable
 class CellParams(NamedTuple):
     """Parameters of `rnn_cell` and `lstm_cell`."""
 
@@ -56,6 +58,7 @@ class CellParams(NamedTuple):
     """(gates * features,)."""
 
 
+@serializable
 class GruCellParams(NamedTuple):
     """Parameters of `gru_cell`."""
 

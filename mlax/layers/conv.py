@@ -25,6 +25,7 @@ from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
 from mlax.layers.grouped import Convolve, Geometry, with_derivative_by_taps
 from mlax.pair import stateless
+from mlax.serialization import serializable
 
 
 def read_conv_format(owner: str, name: str, value: Any) -> str | tuple[str, str, str]:
@@ -61,6 +62,7 @@ ConvPadding: TypeAlias = Annotated[Padding, Rule(read_conv_padding)]
 """The name of a padding, an integer, or an integer or a pair for each spatial axis."""
 
 
+@serializable
 class ConvParams(NamedTuple):
     """Parameters of `conv`."""
 

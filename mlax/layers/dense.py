@@ -19,8 +19,10 @@ from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
 from mlax.layers.linear import matmul
 from mlax.pair import stateless
+from mlax.serialization import serializable
 
 
+@serializable
 class DenseParams(NamedTuple):
     """Parameters of `dense`."""
 

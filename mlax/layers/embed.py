@@ -16,8 +16,10 @@ from mlax.arguments import DType, Sharding, Size
 from mlax.initializers import Initializer, embedding_normal, initialize
 from mlax.layer import Key, Shaped
 from mlax.pair import stateless
+from mlax.serialization import serializable
 
 
+@serializable
 class EmbedParams(NamedTuple):
     """Parameters of `embed`."""
 

@@ -18,8 +18,10 @@ from mlax.arguments import DType, Precision, Sharding, Size
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
 from mlax.pair import stateless
+from mlax.serialization import serializable
 
 
+@serializable
 class LinearParams(NamedTuple):
     """Parameters of `linear`."""
 

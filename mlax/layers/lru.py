@@ -24,6 +24,7 @@ from mlax.layers.cells import pair_of_carries
 from mlax.layers.recurrence import Terms, fitting, require_fitting, run
 from mlax.linear_recurrence import Implementation
 from mlax.pair import stateless
+from mlax.serialization import serializable
 from mlax.statistics import wide_dtype
 
 ComplexInput: TypeAlias = tuple[jax.Array, tuple[jax.Array, jax.Array] | None]
@@ -32,6 +33,7 @@ ComplexOutput: TypeAlias = tuple[jax.Array, tuple[jax.Array, jax.Array]]
 """(y, (real part of h, imaginary part of h))."""
 
 
+@serializable
 class LruParams(NamedTuple):
     """Parameters of `lru` and `lru_cell`, with the names of the paper."""
 

@@ -20,9 +20,11 @@ from mlax.layer import Key, Shaped
 from mlax.layers.recurrence import RealInput, RealOutput, Terms, fitting, require_fitting, run
 from mlax.linear_recurrence import Implementation
 from mlax.pair import stateless
+from mlax.serialization import serializable
 from mlax.statistics import wide_dtype
 
 
+@serializable
 class MinGruParams(NamedTuple):
     """Parameters of `min_gru` and `min_gru_cell`."""
 

@@ -26,12 +26,14 @@ from mlax.initializers import Initializer, initialize
 from mlax.layer import AxisName, Key, Shaped, State
 from mlax.layers.z_norm import RealDType, ZNormVariables, normalize, z_norm
 from mlax.pair import layer_name, layer, stateless
+from mlax.serialization import serializable
 from mlax.statistics import (
     elements, require_statistics, standardized, warn_of_one_element, wide_dtype,
 )
 from mlax.tracing import traced_once
 
 
+@serializable
 class NormParams(NamedTuple):
     """Parameters of the normalisations; an unused one is None, which is not a leaf."""
 

@@ -16,6 +16,7 @@ from mlax.errors import message
 from mlax.initializers import Initializer, initialize
 from mlax.layer import Key
 from mlax.pair import stateless
+from mlax.serialization import serializable
 
 
 def read_shape(owner: str, name: str, value: Any) -> tuple[int, ...]:
@@ -31,6 +32,7 @@ Shape: TypeAlias = Annotated[Sequence[int], Rule(read_shape)]
 """The shape of an array."""
 
 
+@serializable
 class ParameterParams(NamedTuple):
     """Parameters of `parameter`."""
 

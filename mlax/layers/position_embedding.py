@@ -22,8 +22,10 @@ from mlax.initializers import Initializer, initialize
 from mlax.layer import AxisName, Key, State
 from mlax.pair import layer
 from mlax.positions import signed
+from mlax.serialization import serializable
 
 
+@serializable
 class PositionEmbeddingParams(NamedTuple):
     """Parameters of `position_embedding`."""
 
@@ -31,6 +33,7 @@ class PositionEmbeddingParams(NamedTuple):
     """(max_length, features)."""
 
 
+@serializable
 class PositionEmbeddingVariables(NamedTuple):
     """Variables of `position_embedding` that decodes."""
 

@@ -16,8 +16,10 @@ from mlax.initializers import Initializer, initialize
 from mlax.layer import Key, Shaped
 from mlax.layers.bias import InFeatures, along_features, feature_shape
 from mlax.pair import stateless
+from mlax.serialization import serializable
 
 
+@serializable
 class ScalerParams(NamedTuple):
     """Parameters of `scaler`."""
 

@@ -25,9 +25,11 @@ from mlax.layer import Key, Shaped
 from mlax.layers.recurrence import RealInput, RealOutput, Terms, fitting, require_fitting, run
 from mlax.linear_recurrence import Implementation
 from mlax.pair import stateless
+from mlax.serialization import serializable
 from mlax.statistics import wide_dtype
 
 
+@serializable
 class SelectiveSsmParams(NamedTuple):
     """Parameters of `selective_ssm` and `selective_ssm_cell`."""
 

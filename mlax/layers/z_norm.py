@@ -18,6 +18,7 @@ from mlax.functional import scale_to_unit
 from mlax.initializers import Initializer, initialize
 from mlax.layer import AxisName, Key, Shaped, State
 from mlax.pair import layer
+from mlax.serialization import serializable
 from mlax.statistics import require_statistics, statistics, wide_dtype
 from mlax.tracing import traced_once
 
@@ -34,6 +35,7 @@ RealDType: TypeAlias = Annotated[DTypeLike, Rule(read_real_dtype)]
 """A real floating dtype."""
 
 
+@serializable
 class ZNormVariables(NamedTuple):
     """Variables of `z_norm`: the running statistics."""
 

@@ -27,6 +27,7 @@ from mlax.layers.dropout import dropout
 from mlax.layers.embed import embed
 from mlax.layers.norms import layer_norm
 from mlax.layers.position_embedding import position_embedding
+from mlax.serialization import serializable
 from mlax.weights import Rule, torch_linear, torch_norm
 
 
@@ -56,6 +57,7 @@ class BertConfig(NamedTuple):
 BERT_BASE = BertConfig()
 
 
+@serializable
 class BertInputs(NamedTuple):
     """The input of `bert`, where it is more than tokens; what is None is not there."""
 
@@ -67,6 +69,7 @@ class BertInputs(NamedTuple):
     """(..., length), boolean, False for padding, which no token attends to."""
 
 
+@serializable
 class BertOutputs(NamedTuple):
     """The output of `bert`."""
 

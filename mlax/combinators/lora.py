@@ -21,6 +21,7 @@ from mlax.decoding import require_same
 from mlax.errors import message
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Layer, State
+from mlax.serialization import serializable
 from mlax.tree import Where, map_with_path, predicate, read_where, require_match
 
 S = TypeVar("S")
@@ -36,6 +37,7 @@ Pattern: TypeAlias = Annotated[Where, Rule(_read_pattern)]
 """Which leaves: a pattern, several patterns, or a predicate on path and leaf."""
 
 
+@serializable
 class Adapter(NamedTuple):
     """What is trained in the place of a kernel."""
 
@@ -45,6 +47,7 @@ class Adapter(NamedTuple):
     """(..., rank, outputs)."""
 
 
+@serializable
 class LoraVariables(NamedTuple):
     """Variables of `lora`."""
 

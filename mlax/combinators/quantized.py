@@ -22,12 +22,14 @@ from mlax.combinators.lora import Pattern
 from mlax.decoding import require_same
 from mlax.errors import message
 from mlax.layer import Key, Layer, State
+from mlax.serialization import serializable
 from mlax.tree import Where, combine, map_with_path, partition
 
 S = TypeVar("S")
 X = TypeVar("X")
 
 
+@serializable
 class Int8(NamedTuple):
     """What is kept in the place of an array: values * scale."""
 
@@ -37,6 +39,7 @@ class Int8(NamedTuple):
     """The dtype of the array, 1 along one of the last two axes."""
 
 
+@serializable
 class QuantizedVariables(NamedTuple):
     """Variables of `quantized`."""
 

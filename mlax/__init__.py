@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mlax.costs import flops
     from mlax.decoding import generate, init_state
     from mlax.exporting import export
+    from mlax.diagrams import diagram
     from mlax.interop import from_linen, from_stax, to_stax
     from mlax.layers.attention import AttentionInputs, attention
     from mlax.layers.bias import bias
@@ -87,6 +88,7 @@ else:
         "mlax.costs": "flops",
         "mlax.decoding": "generate init_state",
         "mlax.exporting": "export",
+        "mlax.diagrams": "diagram",
         "mlax.interop": "from_linen from_stax to_stax",
         "mlax.layers.attention": "AttentionInputs attention",
         "mlax.layers.cells": "gru_cell lstm_cell rnn_cell",
@@ -138,16 +140,17 @@ __all__ = [
     "Parameter", "Rule", "Shaped", "State", "Sublayer", "adaptive_avg_pool", "add", "as_layer",
     "as_module", "attention", "avg_pool", "batch_norm", "batched", "beam_search", "bias",
     "bidirectional", "block", "branch", "carried", "cast", "combinator", "combine", "composed",
-    "concatenate", "conv", "conv_transpose", "count", "dense", "depthwise_conv", "dropout", "embed",
-    "ensemble", "export", "f", "f_rng", "flatten", "flops", "freeze", "from_linen", "from_stax",
-    "frozen", "functional", "generate", "global_avg_pool", "group_norm", "gru_cell", "init_lora",
-    "init_quantized", "init_state", "instance_norm", "is_leaf_param", "is_non_trainable_param",
-    "is_trainable_param", "layer", "layer_norm", "linear", "load", "lora", "lru", "lru_cell",
-    "lstm_cell", "mamba_block", "map_with_path", "mask", "max_pool", "merge_lora",
-    "merge_quantized", "min_gru", "min_gru_cell", "mlp", "models", "moe", "multiply", "nbytes",
-    "needs_rng", "nn", "parallel", "parameter", "partition", "paths", "pool", "position_embedding",
-    "positions", "quantized", "recurrent", "relative_bias", "remat", "repeat", "replaced",
-    "residual", "rms_norm", "rnn_cell", "save", "scaler", "selective_ssm", "selective_ssm_cell",
-    "separable_conv", "series", "stateless", "stochastic_depth", "sum_pool", "summary", "switch",
-    "tap", "testing", "to_stax", "transformer_block", "typed", "types", "weights", "z_norm",
+    "concatenate", "conv", "conv_transpose", "count", "dense", "depthwise_conv", "diagram",
+    "dropout", "embed", "ensemble", "export", "f", "f_rng", "flatten", "flops", "freeze",
+    "from_linen", "from_stax", "frozen", "functional", "generate", "global_avg_pool", "group_norm",
+    "gru_cell", "init_lora", "init_quantized", "init_state", "instance_norm", "is_leaf_param",
+    "is_non_trainable_param", "is_trainable_param", "layer", "layer_norm", "linear", "load", "lora",
+    "lru", "lru_cell", "lstm_cell", "mamba_block", "map_with_path", "mask", "max_pool",
+    "merge_lora", "merge_quantized", "min_gru", "min_gru_cell", "mlp", "models", "moe", "multiply",
+    "nbytes", "needs_rng", "nn", "parallel", "parameter", "partition", "paths", "pool",
+    "position_embedding", "positions", "quantized", "recurrent", "relative_bias", "remat", "repeat",
+    "replaced", "residual", "rms_norm", "rnn_cell", "save", "scaler", "selective_ssm",
+    "selective_ssm_cell", "separable_conv", "series", "stateless", "stochastic_depth", "sum_pool",
+    "summary", "switch", "tap", "testing", "to_stax", "transformer_block", "typed", "types",
+    "weights", "z_norm",
 ]

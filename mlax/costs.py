@@ -75,7 +75,7 @@ def _counted(jaxpr: Jaxpr, outer: K, scope: Scope[K]) -> Iterator[tuple[K, Flops
         elif primitive in _OPAQUE:
             opaque = Flops(0, frozenset({primitive}))
             yield scope(outer, str(eqn.source_info.name_stack)), opaque
-        elif bodies := list(_bodies(eqn)):
+        elif bodies := list(bodies_of(eqn)):
             own = scope(outer, str(eqn.source_info.name_stack))
             if primitive == "cond":
                 yield from _of_branches(bodies, own, scope)
@@ -93,7 +93,7 @@ def _counted(jaxpr: Jaxpr, outer: K, scope: Scope[K]) -> Iterator[tuple[K, Flops
                     yield inner, Flops(times * found.total, found.unknown | unknown)
 
 
-def _bodies(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+def bodies_of(eqn: JaxprEqn) -> Iterator[Jaxpr]:
     """Yield the functions that an equation runs."""
     for value in eqn.params.values():
         for entry in value if isinstance(value, tuple | list) else (value,):

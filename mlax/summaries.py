@@ -107,17 +107,13 @@ def summary(
       1 f                    f32[5,8]                  0      0      0      0      0
       2 dense                f32[5,2]                 18     72      0    160    320
     """
-    read_layer("summary", "layer", layer)
     if depth is not None and read_integer("summary", "depth", depth, "at least 0") < 0:
         raise ValueError(message("summary", "depth", "at least 0", depth))
     if rules and mesh is None:
         raise ValueError(expected("summary", "a mesh for rules", "None"))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    x = shapes(x)
-    with one_tracing():
-        made = abstract_child("summary", None, layer, key, x)
-    kinds = dict(_kinds(made.child))
-    places = {".".join(path): path for path in kinds}
+    made = abstract_model("summary", layer, x)
+    layers = dict(layers_by_path(made.child))
+    places = {".".join(path): path for path in layers}
 
     def run(params: Any, x: Any, variables: Any, rng: Any) -> tuple[Any, dict[str, Any]]:
         with taps.tapping(places.__contains__, has_scopes=True), taps.setting(WARNS, False):
@@ -128,12 +124,12 @@ def summary(
 
     traced = run if inference_mode else _with_gradient(run)
     jaxpr, (y, values) = jax.make_jaxpr(traced, return_shape=True)(
-        made.params, x, made.variables, key
+        made.params, shapes(x), made.variables, made.rng
     )
     found = by_scope(jaxpr, _Scope("", False), _scope)
     forward, backward = (
         _added(
-            (places[_CALL.sub("", scope.path)], flops)
+            (places[CALL.sub("", scope.path)], flops)
             for scope, flops in found.items()
             if scope.is_backward is is_backward
         )
@@ -146,10 +142,11 @@ def summary(
     return Summary(
         tuple(
             Row(
-                path, kind, outputs.get(name), counts.get(path, 0), nbytes.get(path, 0),
-                held.get(path, 0), forward.get(path, nothing), backward.get(path, nothing),
+                path, tuple(one.kind for one in chain), outputs.get(name),
+                counts.get(path, 0), nbytes.get(path, 0), held.get(path, 0),
+                forward.get(path, nothing), backward.get(path, nothing),
             )
-            for (name, path), kind in zip(places.items(), kinds.values(), strict=True)
+            for (name, path), chain in zip(places.items(), layers.values(), strict=True)
         ),
         depth,
     )
@@ -168,7 +165,7 @@ def _scope(outer: _Scope, name_stack: str) -> _Scope:
     return _Scope(outer.path if path is None else path, is_backward)
 
 
-_CALL = re.compile(r":\d+")
+CALL = re.compile(r":\d+")
 """What marks the later calls of a layer of a block."""
 
 
@@ -200,19 +197,41 @@ def _is_floating(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
-def _kinds(
+class Model(NamedTuple):
+    """A model as shapes and dtypes."""
+
+    params: Any
+    """Its parameters."""
+    variables: Any
+    """Its variables."""
+    child: Child
+    """The model as the layer of a combinator."""
+    rng: Any
+    """A key."""
+
+
+def abstract_model(owner: str, layer: AnyLayer, x: Any) -> Model:
+    """Return a model as its `init` would make it."""
+    read_layer(owner, "layer", layer)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with one_tracing():
+        made = abstract_child(owner, None, layer, key, shapes(x))
+    return Model(made.params, made.variables, made.child, key)
+
+
+def layers_by_path(
     child: Child, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Yield the path and the kinds of a layer and of all layers in it."""
-    kinds: tuple[str, ...] = (child.kind,)
+) -> Iterator[tuple[tuple[str, ...], tuple[Child, ...]]]:
+    """Yield all layers in a layer by path, each with the only layers inside."""
+    chain: tuple[Child, ...] = (child,)
     inner = _children(child.config)
     while len(inner) == 1 and inner[0].key is None:
-        kinds += (inner[0].kind,)
+        chain += (inner[0],)
         inner = _children(inner[0].config)
-    yield path, kinds
+    yield path, chain
     for one in inner:
         assert one.key is not None  # only children have no key
-        yield from _kinds(one, (*path, spelled_key(one.key)))
+        yield from layers_by_path(one, (*path, spelled_key(one.key)))
 
 
 def _children(config: Any) -> list[Child]:
@@ -286,7 +305,7 @@ def _cells(table: Summary) -> Iterator[tuple[str, ...]]:
         name = " ".join(dict.fromkeys((*row.path[-1:], *row.kinds[:1])))
         sizes = (short(n) for n in (row.params, row.nbytes, row.variables))
         costs = (short(n.total) + "?" * bool(n.unknown) for n in (row.forward, row.backward))
-        name, output = "  " * len(row.path) + name, _spelled(row.output)
+        name, output = "  " * len(row.path) + name, spelled(row.output)
         yield _cut(name, 23), _cut(output, 20), *sizes, *costs
 
 
@@ -318,10 +337,10 @@ _SHORT = re.compile("^(float|int|uint|complex)(?=[0-9])")
 """Names of dtypes that their first letter stands for."""
 
 
-def _spelled(output: Any) -> str:
+def spelled(output: Any) -> str:
     """Return shapes and dtypes, as in "f32[5,2]"."""
     leaves = [
-        _SHORT.sub(lambda found: found[0][0], jnp.dtype(leaf.dtype).name.replace("bfloat", "bf"))
+        _SHORT.sub(lambda found: found[0][0], leaf.dtype.name.replace("bfloat", "bf"))
         + f"[{','.join(map(str, leaf.shape))}]"
         for leaf in jax.tree.leaves(output)
     ]

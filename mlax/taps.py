@@ -47,6 +47,7 @@ class Tapped:
 class _Tap:
     wants: Callable[[str], bool]
     has_scopes: bool
+    marks: bool
     path: tuple[str, ...] = ()
 
 
@@ -54,13 +55,14 @@ _TAP: ContextVar[_Tap | None] = ContextVar("tap", default=None)
 
 
 def tapping(
-    wants: Callable[[str], bool], has_scopes: bool = False
+    wants: Callable[[str], bool], has_scopes: bool = False, marks: bool = False
 ) -> contextlib.AbstractContextManager[None]:
     """Record the outputs of all children whose path is selected.
 
-    If `has_scopes`, each child runs in a named scope that `path_of_scope` reads.
+    If `has_scopes`, each child runs in a named scope that `path_of_scope` reads. If `marks`, each
+    array that it returns is the result of an operation in that scope, even if it is its input.
     """
-    return setting(_TAP, _Tap(wants, has_scopes))
+    return setting(_TAP, _Tap(wants, has_scopes, marks))
 
 
 def path_of_scope(name_stack: str) -> str | None:
@@ -85,6 +87,14 @@ def _entered(tap: _Tap) -> Iterator[None]:
     scope = f"<{urllib.parse.quote('.'.join(tap.path))}>"
     with setting(_TAP, tap), jax.named_scope(scope) if tap.has_scopes else _NOTHING:
         yield
+
+
+def marked(result: Any) -> Any:
+    """Return what `apply` of a child returned, with an operation that stands for its output."""
+    tap = _TAP.get()
+    if tap is None or not tap.marks or not isinstance(result, tuple) or len(result) != 2:
+        return result
+    return jax.tree.map(jax.lax.optimization_barrier, result[0]), result[1]
 
 
 def is_wanted(key: int | str) -> bool:

@@ -39,6 +39,7 @@ from mlax.combinators.types import DictState, TupleState, Variables
 from mlax.costs import Flops
 from mlax.decoding import Generated
 from mlax.exporting import Artifact
+from mlax.diagrams import Diagram
 from mlax.initializers import Initializer
 from mlax.interop import FromLinenConfig, FromStaxConfig
 from mlax.layer import Apply, ApplyWithRng, AxisName, Init, Key, Layer, Shaped, State
@@ -87,21 +88,22 @@ __all__ = [
     "AvgPoolConfig", "Axes", "Axis", "AxisName", "BatchNormConfig", "BatchedConfig", "Beams",
     "BiasConfig", "BiasParams", "CarriedConfig", "CarriedVariables", "CastConfig", "CellParams",
     "Child", "ComposedConfig", "ConcatenateConfig", "ConvConfig", "ConvFormat", "ConvPadding",
-    "ConvParams", "DType", "DataFormat", "DenseConfig", "DenseParams", "DictState", "DropoutConfig",
-    "EmbedConfig", "EmbedParams", "EnsembleConfig", "Entries", "Epsilon", "FConfig", "FRngConfig",
-    "FlattenConfig", "Flops", "FromLinenConfig", "FromStaxConfig", "FrozenConfig", "Generated",
-    "GlobalAvgPoolConfig", "GroupNormConfig", "GruCellConfig", "GruCellParams", "Implementation",
-    "InFeatures", "Init", "Initializer", "InstanceNormConfig", "Int8", "Jitted", "Key", "Layer",
-    "LayerNormConfig", "LinearConfig", "LinearParams", "LoadRule", "LoraConfig", "LoraVariables",
-    "LruCellConfig", "LruConfig", "LruParams", "LstmCellConfig", "MaxPoolConfig",
-    "MinGruCellConfig", "MinGruConfig", "MinGruParams", "MoeConfig", "MoeInputs", "MoeParams",
-    "Momentum", "MultiplyConfig", "NormParams", "NormalizedAxis", "Number", "Padding", "Pair",
-    "ParameterConfig", "ParameterParams", "PoolConfig", "PositionBias", "PositionEmbeddingConfig",
-    "PositionEmbeddingParams", "PositionEmbeddingVariables", "Precision", "Product",
-    "QuantizedConfig", "QuantizedVariables", "Rate", "RecurrentConfig", "RelativeBiasConfig",
-    "RematConfig", "RepeatConfig", "RmsNormConfig", "RnnCellConfig", "Rotation", "Routed", "Row",
-    "Rule", "ScalerConfig", "ScalerParams", "SelectiveSsmCellConfig", "SelectiveSsmConfig",
-    "SelectiveSsmParams", "Shape", "Shaped", "Sharding", "Size", "Sizes", "State",
-    "StochasticDepthConfig", "Sublayer", "Sublayers", "SumPoolConfig", "Summary", "SwitchConfig",
-    "TupleState", "Variables", "Where", "WiredConfig", "ZNormConfig", "ZNormVariables",
+    "ConvParams", "DType", "DataFormat", "DenseConfig", "DenseParams", "Diagram", "DictState",
+    "DropoutConfig", "EmbedConfig", "EmbedParams", "EnsembleConfig", "Entries", "Epsilon",
+    "FConfig", "FRngConfig", "FlattenConfig", "Flops", "FromLinenConfig", "FromStaxConfig",
+    "FrozenConfig", "Generated", "GlobalAvgPoolConfig", "GroupNormConfig", "GruCellConfig",
+    "GruCellParams", "Implementation", "InFeatures", "Init", "Initializer", "InstanceNormConfig",
+    "Int8", "Jitted", "Key", "Layer", "LayerNormConfig", "LinearConfig", "LinearParams", "LoadRule",
+    "LoraConfig", "LoraVariables", "LruCellConfig", "LruConfig", "LruParams", "LstmCellConfig",
+    "MaxPoolConfig", "MinGruCellConfig", "MinGruConfig", "MinGruParams", "MoeConfig", "MoeInputs",
+    "MoeParams", "Momentum", "MultiplyConfig", "NormParams", "NormalizedAxis", "Number", "Padding",
+    "Pair", "ParameterConfig", "ParameterParams", "PoolConfig", "PositionBias",
+    "PositionEmbeddingConfig", "PositionEmbeddingParams", "PositionEmbeddingVariables", "Precision",
+    "Product", "QuantizedConfig", "QuantizedVariables", "Rate", "RecurrentConfig",
+    "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig", "RnnCellConfig",
+    "Rotation", "Routed", "Row", "Rule", "ScalerConfig", "ScalerParams", "SelectiveSsmCellConfig",
+    "SelectiveSsmConfig", "SelectiveSsmParams", "Shape", "Shaped", "Sharding", "Size", "Sizes",
+    "State", "StochasticDepthConfig", "Sublayer", "Sublayers", "SumPoolConfig", "Summary",
+    "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig", "ZNormConfig",
+    "ZNormVariables",
 ]

@@ -415,7 +415,7 @@ def apply_child(
             if isinstance(apply, BoundApply):  # a call less on the stack: models may be deep
                 state = apply.admitted(params, state, x, *call)
                 apply = apply.pair.unchecked_apply
-            result = apply(params, state, x, *call)
+            result = taps.marked(apply(params, state, x, *call))
         y, state = _pair_of(kind, "apply", "(y, state)", result)
         if isinstance(state, State) != (child.config is not Foreign):
             got = described(state)

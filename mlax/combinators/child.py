@@ -4,8 +4,9 @@
   each child as a `Child`, its variables hold those of the children; a child's own state exists
   only while its functions run.
 - keys: `init_keys` and `apply_keys`.
-- names: each child runs in a `jax.named_scope`, and whatever it raises gets a note with its
-  path in the model, such as "in series[3] > linear" or "in series > head > linear".
+- names: each child with a key runs in a `jax.named_scope` of its key and kind, so that the scopes
+  of an operation spell a path: "body (repeat)/mlp (mlp)/up (dense)". Whatever a child raises gets
+  a note with its path, such as "in series[3] > linear" or "in series > head > linear".
 
 If a combinator of several layers keys them 0, 1, ..., its params and variables are tuples; if it
 names them, they are dicts. A combinator of one layer has the params and variables of that layer,
@@ -408,10 +409,9 @@ def apply_child(
         _require_type(kind, "params", params, child.params_type)
         _require_type(kind, "state.variables", variables, child.variables_type)
         state = variables if child.config is Foreign else State(variables, child.config)
-        scope = child.key if isinstance(child.key, str) else place(owner, child.key)
         call = rng, inference_mode, batch_axis_name
         apply: Any = child.apply
-        with jax.named_scope(scope), taps.below(child.key):
+        with _scope(child.key, kind), taps.below(child.key):
             if isinstance(apply, BoundApply):  # a call less on the stack: models may be deep
                 state = apply.admitted(params, state, x, *call)
                 apply = apply.pair.unchecked_apply
@@ -432,6 +432,13 @@ def apply_child(
         add_path(error, owner, child.key, kind)
         raise
     return y, taps.recorded(child.key, y, after)
+
+
+def _scope(key: ChildKey, kind: str) -> contextlib.AbstractContextManager[None]:
+    """Return the named scope of a child: its key and kind, if there is a key."""
+    if key is None:
+        return contextlib.nullcontext()
+    return jax.named_scope(f"{key} ({kind})")
 
 
 def _pair_of(kind: str, function: str, spelled: str, result: Any) -> tuple[Any, Any]:

@@ -482,7 +482,7 @@ def test_names_in_repr_and_scopes() -> None:
     model = mlax.series(stem=mlax.linear(3), body=twice)
     jaxpr = jax.make_jaxpr(model.apply)(*model.init(KEY, X), X)
     found = {str(equation.source_info.name_stack) for equation in jaxpr.jaxpr.eqns}
-    assert {"stem", "body/linear"} <= found
+    assert {"stem (linear)", "body (twice)/linear (linear)"} <= found
 
 
 # Errors.

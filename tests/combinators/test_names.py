@@ -107,18 +107,18 @@ PATHS = {
 
 
 SCOPES = {
-    "series named": "stem/series[0]",
-    "branch named": "stem/series[0]",
-    "residual": "residual[0]/series[0]",
-    "repeat": "repeat/series[0]",
-    "ensemble": "vmap(ensemble)/series[0]",
-    "remat": "remat/series[0]",
-    "switch": "switch[0]/series[0]",
-    "cast": "cast/series[0]",
-    "block": "inner/series[0]",
-    "batched": "vmap(batched)/series[0]",
-    "composed": "dense/series[0]",
-    "parallel named": "series[0]/b/series[0]",
+    "series named": "stem (series)/0 (linear)",
+    "branch named": "stem (series)/0 (linear)",
+    "residual": "0 (series)/0 (linear)",
+    "repeat": "0 (linear)",
+    "ensemble": "vmap(0 (linear))",
+    "remat": "0 (linear)",
+    "switch": "0 (series)/0 (linear)",
+    "cast": "0 (linear)",
+    "block": "inner (series)/0 (linear)",
+    "batched": "vmap(0 (linear))",
+    "composed": "0 (linear)",
+    "parallel named": "0 (branch)/b (series)/0 (linear)",
 }
 
 
@@ -537,13 +537,26 @@ def test_scopes_of_children_in_the_jaxpr() -> None:
     params, state = model.init(KEY, X)
     found = scopes(model.apply, params, state, X)
     assert {
-        "stem",
-        "blocks/series[0]",
-        "blocks/series[1]/residual[0]",
-        "blocks/series[1]",
-        "end/a",
-        "end/b/switch[0]",
+        "stem (linear)",
+        "blocks (series)/0 (bias)",
+        "blocks (series)/1 (residual)/0 (linear)",
+        "blocks (series)/1 (residual)",
+        "end (branch)/a (linear)",
+        "end (branch)/b (switch)/0 (bias)",
     } <= found
+
+
+def test_scopes_spell_the_paths_of_layers() -> None:
+    block = mlax.transformer_block(mlax.attention(2), mlax.mlp(8))
+    model = mlax.series(embed=mlax.embed(5, 4), body=mlax.repeat(block, 2), head=mlax.dense(5))
+    tokens = jnp.zeros(3, int)
+    params, state = model.init(KEY, tokens)
+    gradient = jax.jit(jax.grad(lambda params: model.apply(params, state, tokens)[0].sum()))
+    text = str(gradient.lower(params).compile().as_text())
+    names = re.findall(r'op_name="(jit[^";]*/dot_general)"', text)  # constants leave their loop
+    found = {".".join(re.findall(r"([\w:]+) \(", name)) for name in names}
+    rows = {".".join(row.path) for row in mlax.summary(model, tokens).rows}
+    assert {"head", "body.attention", "body.mlp.up", "body.mlp.down"} <= found <= rows
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -79,10 +79,11 @@ _NUMBERS = {bool: np.dtype(bool), int: np.dtype(np.int64), float: np.dtype(np.fl
 
 def _leaf(owner: str, name: str, leaf: Any) -> _Leaf:
     """Return what a leaf is in a file, or raise if no file can hold it."""
-    if type(leaf) is int and not -(2**63) <= leaf < 2**63:
+    kind = _NUMBERS.get(type(leaf))
+    if kind is _NUMBERS[int] and not -(2**63) <= leaf < 2**63:
         raise ValueError(message(owner, _shown(name), "an integer of 64 bits", leaf))
-    if type(leaf) in _NUMBERS:
-        return _Leaf(_NUMBERS[type(leaf)], (), None)
+    if kind is not None:
+        return _Leaf(kind, (), None)
     arrays = jax.Array | np.ndarray | np.generic
     if owner == "load":
         arrays |= jax.ShapeDtypeStruct

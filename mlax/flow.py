@@ -61,7 +61,7 @@ class Flow:
         outputs = self._read(jaxpr.jaxpr, arguments, ())
         self.below: dict[Path, list[_Step]] = defaultdict(list)  # steps in a layer
         self.readers: dict[int, set[Path | None]] = defaultdict(set)  # None stands for the caller
-        self.of_x = {arguments[i] for i in inputs}  # values that depend on x
+        self.of_x: set[int] = {arguments[i] for i in inputs}  # values that depend on x
         for step in self._steps:
             for end in range(len(step.path) + 1):
                 self.below[step.path[:end]].append(step)

@@ -6,7 +6,6 @@ their params; a combinator of one layer shares the row of that layer.
 """
 
 import html
-import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -260,10 +259,10 @@ def _shards(
     """Return into how many parts the first rule for a path splits an array."""
     shards = 1
     spec = next((spec for pattern, spec in rules if predicate(pattern)(path, None)), ())
-    for length, names in itertools.zip_longest(shape, spec):
-        if length is None and names is not None:
-            wanted, got = f"at least {len(spec)} axes, as {spec} has", f"shape {shape}"
-            raise ValueError(message("summary", path, wanted, got))
+    if len(spec) > len(shape):
+        wanted, got = f"at least {len(spec)} axes, as {spec} has", f"shape {shape}"
+        raise ValueError(message("summary", path, wanted, got))
+    for length, names in zip(shape, spec, strict=False):
         for name in names if isinstance(names, tuple) else () if names is None else (names,):
             if name not in sizes:
                 wanted = f"an axis of the mesh, {', '.join(map(repr, sizes))}"

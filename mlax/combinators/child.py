@@ -434,7 +434,7 @@ def apply_child(
     return y, taps.recorded(child.key, y, after)
 
 
-def _scope(key: ChildKey, kind: str) -> contextlib.AbstractContextManager[None]:
+def _scope(key: ChildKey, kind: str) -> contextlib.AbstractContextManager[Any]:
     """Return the named scope of a child: its key and kind, if there is a key."""
     if key is None:
         return contextlib.nullcontext()

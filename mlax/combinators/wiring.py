@@ -364,7 +364,7 @@ class Wired(Combinator[P, S, X_contra, Y_co]):
         self._routes = routes
         x, *hparams = inspect.signature(wire).parameters.values()
         variadic = any(p.kind is p.VAR_POSITIONAL for p in hparams)
-        self.is_numbered = numbered or variadic
+        self.is_numbered: bool = numbered or variadic
 
         def init(rng: Key, x: Any, *args: Any, **kwargs: Any) -> Any:
             raise NotImplementedError  # `make` does its work

@@ -82,7 +82,9 @@ def test_wrong_options_are_named(
 
 
 @pytest.mark.parametrize("name", ["lstm", "ssm"])
-def test_recurrent_models_are_models_too(name: str) -> None:
+def test_recurrent_models_are_models_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpt, "CONTEXT", 16)
+    monkeypatch.setattr(gpt, "BATCH_SIZE", 2)
     run = gpt.program(name, 2, 0)
     _, loss = run.step(run.start.carry, gpt.batch(gpt.load().train, 0, 0))
     assert float(loss) == pytest.approx(np.log(len(gpt.ALPHABET)), abs=1.0)

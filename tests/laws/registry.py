@@ -1261,6 +1261,8 @@ def functions() -> set[str]:
         "beam_search",
         "combine",
         "count",
+        "diagram",
+        "export",
         "flops",
         "freeze",
         "generate",

@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mlax.arguments import read_number, read_size, require_integers
-from mlax.decoding import require_caches, require_numbers
+from mlax.arguments import read_number, read_size
+from mlax.decoding import read_prompt, read_stops, require_caches, require_numbers
 from mlax.errors import message
 from mlax.layer import Apply, P, S
-from mlax.positions import signed
 from mlax.serialization import serializable
 
 
@@ -72,9 +70,7 @@ def beam_search(
     >>> mlax.beam_search(model(16).apply, params, state, prompt, steps=4, beams=3).tokens.shape
     (3, 4)
     """
-    prompt = jnp.asarray(prompt)
-    require_integers("beam_search", prompt, "prompt")
-    prompt = signed(prompt)
+    prompt = read_prompt("beam_search", prompt)
     if prompt.ndim != 1 or not prompt.size:
         wanted, way_out = "of shape (length,), with one token or more", "use jax.vmap for several"
         raise ValueError(message("beam_search", "prompt", wanted, prompt.shape, way_out))
@@ -82,7 +78,7 @@ def beam_search(
     read_size("beam_search", "beams", beams)
     read_number("beam_search", "length_penalty", length_penalty)
     require_caches("beam_search", state)
-    stops = () if stop is None else tuple(int(token) for token in np.ravel(stop))
+    stops = read_stops(stop)
     found: Beams = _search(apply, params, state, prompt, steps, beams, stops, length_penalty)
     are_numbers = ~jnp.isnan(found.log_probabilities).any()
     require_numbers("beam_search", are_numbers, prompt.size + steps - 1)

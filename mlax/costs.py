@@ -1,7 +1,7 @@
 """Floating-point operations of a program, counted from its jaxpr.
 
-Products count, 2 for each multiply-add, and nothing else: they are what the hardware is measured by,
-and the number is the same whatever the compiler makes of the rest.
+Products count, 2 for each multiply-add, and nothing else: they are what the hardware is measured
+by, and the number is the same whatever the compiler makes of the rest.
 
     (m, k) x (k, n)     2 m k n, times the lengths of the batch axes
     convolution         the same for each of min(i w, w o, o i) places along a spatial axis with i
@@ -13,7 +13,8 @@ and the number is the same whatever the compiler makes of the rest.
     a kernel, or a call of other code   unknown, and counted as 0
     complex numbers     as real ones
 
-The gradient of a product has twice its operations; what `jax.checkpoint` computes again counts again.
+The gradient of a product has twice its operations; what `jax.checkpoint` computes again counts
+again.
 """
 
 import math

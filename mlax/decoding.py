@@ -16,10 +16,10 @@ from jax.core import Tracer
 from mlax.arguments import described, read_size, require_integers, require_key
 from mlax.errors import expected, message
 from mlax.layer import Apply, Key, Layer, P, S
+from mlax.pair import require_params_like
 from mlax.positions import signed
 from mlax.serialization import serializable
 from mlax.statistics import WARNS
-from mlax.tree import paths
 
 
 def init_state(layer: Layer[P, S, Any, Any], params: P, x: Any) -> S:
@@ -45,28 +45,10 @@ def init_state(layer: Layer[P, S, Any, Any], params: P, x: Any) -> S:
     """
     key = jax.random.key(0)
     own, _ = jax.eval_shape(layer.init, key, x)
-    require_same("init_state", own, params)
+    require_params_like("init_state", own, params)
 
     make: Callable[[Key], S] = jax.jit(lambda key: layer.init(key, x)[1])
     return make(key)
-
-
-def require_same(owner: str, own: Any, params: Any) -> None:
-    """Require params like those of the layer."""
-    way_out = "do they belong to another model?"
-    if jax.tree.structure(own) != jax.tree.structure(params):
-        got = f"those of the structure {jax.tree.structure(params)}"
-        wanted = f"those of the structure {jax.tree.structure(own)}"
-        raise TypeError(message(owner, "params", wanted, got, way_out))
-    leaves = jax.tree.leaves(own), jax.tree.leaves(params)
-    for path, wanted, got in zip(paths(own), *leaves, strict=True):
-        if wanted.shape != got.shape or wanted.dtype != got.dtype:
-            error = ValueError if wanted.shape != got.shape else TypeError
-            if error is TypeError:
-                dtype = jnp.dtype(got.dtype).name
-                way_out = f"cast them, or use mlax.cast(layer, params_dtype=jnp.{dtype})"
-            name = f"params.{path}"
-            raise error(message(owner, name, described(wanted), described(got), way_out))
 
 
 def require_inference(owner: str, inference_mode: bool, name: str) -> None:
@@ -144,9 +126,7 @@ def generate(
     >>> mlax.generate(model(16).apply, params, state, prompt, 4, temperature=0).tokens.shape
     (4,)
     """
-    prompt = jnp.asarray(prompt)
-    require_integers("generate", prompt, "prompt")
-    prompt = signed(prompt)
+    prompt = read_prompt("generate", prompt)
     if prompt.ndim < 1 or prompt.shape[-1] < 1:
         raise ValueError(expected("generate", "a prompt of one token or more", prompt.shape))
     read_size("generate", "steps", steps)
@@ -175,7 +155,7 @@ def generate(
         bucket = 1 << (prompt.shape[-1] - 1).bit_length()
         widths = [(0, 0)] * (prompt.ndim - 1) + [(0, bucket - prompt.shape[-1])]
         prompt = jnp.pad(prompt, widths)
-    stops = () if stop is None else tuple(int(token) for token in np.ravel(stop))
+    stops = read_stops(stop)
     generated: Generated
     generated, is_number = _generate(
         apply, params, state, prompt, lengths, first_position, steps, rng,
@@ -183,6 +163,18 @@ def generate(
     )
     require_numbers("generate", is_number, prompt.shape[-1] + steps - 1)
     return generated
+
+
+def read_prompt(owner: str, prompt: Any) -> jax.Array:
+    """Return tokens in a dtype that holds any vocabulary, and -1."""
+    prompt = jnp.asarray(prompt)
+    require_integers(owner, prompt, "prompt")
+    return signed(prompt)
+
+
+def read_stops(stop: Any) -> tuple[int, ...]:
+    """Return the tokens after which a sequence ends."""
+    return () if stop is None else tuple(int(token) for token in np.ravel(stop))
 
 
 def require_caches(owner: str, state: Any) -> None:
@@ -290,7 +282,7 @@ def _generate(
         if after is not None:
             x = x, jnp.where(ended, -1, after + i - 1)[..., None]
         if stops and not ended.ndim:
-            nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(run, state, x)[0])
+            nothing = jnp.zeros_like(last[None])
             logits, state = jax.lax.cond(ended, lambda s, x: (nothing, s), run, state, x)
         else:
             logits, state = run(state, x)
@@ -308,10 +300,12 @@ def _generate(
     if stops and prompt.ndim > 1 and after is None:
         # No position told a layer what to leave out: going on must not be wrong in silence.
         went_on = have_ended[..., :-1].any()
-        state = jax.tree.map(
-            lambda a: jnp.where(went_on, jnp.nan, a) if jnp.issubdtype(a.dtype, jnp.floating) else a,
-            state,
-        )
+
+        def spoiled(leaf: jax.Array) -> jax.Array:
+            is_floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return jnp.where(went_on, jnp.nan, leaf) if is_floating else leaf
+
+        state = jax.tree.map(spoiled, state)
     return Generated(tokens, count, state), is_number
 
 

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 import jax
 
-from mlax.combinators import Child, WiredConfig
+from mlax.combinators import WiredConfig
+from mlax.combinators.child import children_of
 from mlax.equality import source
 from mlax.layer import State
 from mlax.module import Module
@@ -90,17 +91,13 @@ def _of_config(path: str, kind: str, config: Any) -> Iterator[_Found]:
     """Yield the hyperparameters of a layer and of those within, at the paths of their params."""
     yield path, "", kind
     fields: dict[str, Any] = {"config": config} if config != () else {}
-    children: list[Child] = []
     if isinstance(config, WiredConfig):
-        fields, children = dict(config.hparams), [*config.children]
+        fields = dict(config.hparams)
     elif hasattr(config, "_fields"):
         fields = dict(zip(config._fields, config, strict=True))
     for name, value in fields.items():
-        entries = value if type(value) is tuple else (value,)
-        if entries and all(isinstance(entry, Child) for entry in entries):
-            children += entries
-        elif name not in _SAME_NUMBERS:
+        if name not in _SAME_NUMBERS and not children_of(value):
             yield path, name, value
-    for child in children:
+    for child in children_of(config):
         below = path if child.key is None else _joined(path, spelled_key(child.key))
         yield from _of_config(below, child.kind, child.config)

@@ -129,7 +129,8 @@ def to_stax(
 
         y = jax.eval_shape(apply, params, state, x, rng)
         is_open = any(-1 in shape for shape in shapes)
-        return jax.tree.map(lambda a: (-1, *a.shape[1:]) if is_open else a.shape, y), (params, state)
+        out_shape = jax.tree.map(lambda a: (-1, *a.shape[1:]) if is_open else a.shape, y)
+        return out_shape, (params, state)
 
     def apply_fun(params: Any, inputs: Any, rng: Key | None = None, **_: Any) -> Any:
         params, state = params

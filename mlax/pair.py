@@ -28,6 +28,7 @@ from mlax.layer import Apply, ApplyWithRng, AxisName, Key, Layer, State
 from mlax.layer import P, P_co, S, S_co, X_contra, Y_co
 from mlax.layer import needs_rng as _reads_rng
 from mlax.tracing import traced_once
+from mlax.tree import paths
 
 __all__ = ["Pair", "PairBase", "layer", "stateless"]
 
@@ -624,6 +625,24 @@ def require_like(kind: str, before: Any, after: Any) -> None:
         wanted, got = f"{arguments.described(old)}, as its init made it", arguments.described(new)
         way_out = "cast it in apply, or initialise it as it will be"
     raise TypeError(message(kind, "the state that apply returns", wanted, got, way_out))
+
+
+def require_params_like(owner: str, own: Any, params: Any) -> None:
+    """Require params like those of the layer."""
+    way_out = "do they belong to another model?"
+    if jax.tree.structure(own) != jax.tree.structure(params):
+        got = f"those of the structure {jax.tree.structure(params)}"
+        wanted = f"those of the structure {jax.tree.structure(own)}"
+        raise TypeError(message(owner, "params", wanted, got, way_out))
+    leaves = jax.tree.leaves(own), jax.tree.leaves(params)
+    for path, wanted, got in zip(paths(own), *leaves, strict=True):
+        if wanted.shape != got.shape or wanted.dtype != got.dtype:
+            error = ValueError if wanted.shape != got.shape else TypeError
+            if error is TypeError:
+                dtype = jax.numpy.dtype(got.dtype).name
+                way_out = f"cast them, or use mlax.cast(layer, params_dtype=jnp.{dtype})"
+            expects, found = arguments.described(wanted), arguments.described(got)
+            raise error(message(owner, f"params.{path}", expects, found, way_out))
 
 
 def _type_of(leaf: Any) -> Any:

@@ -17,7 +17,9 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from mlax import taps
 from mlax.arguments import AnyLayer, read_integer, read_layer
-from mlax.combinators.child import Child, abstract_child, apply_child, one_tracing, shapes
+from mlax.combinators.child import (
+    Child, abstract_child, apply_child, children_of, one_tracing, shapes,
+)
 from mlax.errors import expected, message
 from mlax.costs import Flops, by_scope
 from mlax.statistics import WARNS
@@ -223,22 +225,14 @@ def layers_by_path(
 ) -> Iterator[tuple[tuple[str, ...], tuple[Child, ...]]]:
     """Yield all layers in a layer by path, each with the only layers inside."""
     chain: tuple[Child, ...] = (child,)
-    inner = _children(child.config)
+    inner = children_of(child.config)
     while len(inner) == 1 and inner[0].key is None:
         chain += (inner[0],)
-        inner = _children(inner[0].config)
+        inner = children_of(inner[0].config)
     yield path, chain
     for one in inner:
         assert one.key is not None  # only children have no key
         yield from layers_by_path(one, (*path, spelled_key(one.key)))
-
-
-def _children(config: Any) -> list[Child]:
-    """Return the layers in the config of a combinator."""
-    if isinstance(config, Child):
-        return [config]
-    entries = config if isinstance(config, tuple) else ()
-    return [child for entry in entries for child in _children(entry)]
 
 
 def _arrays(

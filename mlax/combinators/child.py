@@ -59,6 +59,10 @@ class Child(NamedTuple):
         name = self.kind if self.key is None else f"{self.key}: {self.kind}"
         return name if self.config is Foreign else f"{name} {source(self.config)}"
 
+    def state(self, variables: Any) -> Any:
+        """Return its state with these variables."""
+        return variables if self.config is Foreign else State(variables, self.config)
+
     def adopted(self, owner: str, layer: AnyLayer) -> "Child":
         """Return the child with the `apply` of `layer`, which must be the same layer."""
         if not equal(bare(self.apply), bare(layer.apply)):
@@ -87,6 +91,19 @@ class Foreign:
 
 class Nothing:
     """Placeholder for the type of parameters or variables that are `()`."""
+
+
+def children_of(config: Any) -> list[Child]:
+    """Return the layers in the config of a combinator, or in a part of one."""
+    if isinstance(config, Child):
+        return [config]
+    entries = config if isinstance(config, tuple) else ()
+    return [child for entry in entries for child in children_of(entry)]
+
+
+def variables_of(state: Any) -> Any:
+    """Return the variables of a state, which is all of a foreign one."""
+    return state.variables if isinstance(state, State) else state
 
 
 def kind_of(layer: AnyLayer) -> str:
@@ -161,7 +178,8 @@ def init_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Key, x: Any) -> 
             params, state, output = make(rng, x, init.hparams)
         else:
             params, state = _pair_of(kind, "init", "(params, state)", init(rng, x))
-        variables, config = _parts(state)
+        variables = variables_of(state)
+        config = state.config if isinstance(state, State) else Foreign
         hash(config)
     except Exception as error:
         add_path(error, owner, key, kind)
@@ -408,7 +426,7 @@ def apply_child(
     try:
         _require_type(kind, "params", params, child.params_type)
         _require_type(kind, "state.variables", variables, child.variables_type)
-        state = variables if child.config is Foreign else State(variables, child.config)
+        state = child.state(variables)
         call = rng, inference_mode, batch_axis_name
         apply: Any = child.apply
         with _scope(child.key, kind), taps.below(child.key):
@@ -420,7 +438,7 @@ def apply_child(
         if isinstance(state, State) != (child.config is not Foreign):
             got = described(state)
             raise TypeError(message(kind, "the state that apply returns", "a State", got))
-        after = _parts(state)[0]
+        after = variables_of(state)
         require_like(kind, variables, after)
     except Exception as error:
         if rng is None and not child.needs_rng and "a PRNG key in training, got None" in str(error):
@@ -560,12 +578,6 @@ def require_equal_shapes(
 
 def _form(shape: jax.ShapeDtypeStruct) -> str:
     return f"{shape.dtype.name}{list(shape.shape)}"
-
-
-def _parts(state: Any) -> tuple[Any, Hashable]:
-    if isinstance(state, State):
-        return state.variables, state.config
-    return state, Foreign
 
 
 # Paths in errors.

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 
 from mlax.arguments import ANOTHER_MODEL, AnyLayer, Number, Rule, Size, described
 from mlax.combinators import Call, Child, Made, init_keys, init_only_child, transform
-from mlax.combinators.child import Foreign
-from mlax.decoding import require_same
+from mlax.combinators.child import variables_of
 from mlax.errors import message
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Layer, State
+from mlax.pair import require_params_like
 from mlax.serialization import serializable
 from mlax.tree import Where, map_with_path, predicate, read_where, require_match
 
@@ -109,8 +109,8 @@ def lora(
     """Low-rank adaptation: the layer with kernels W + (alpha / rank) a @ b, where W is fixed.
 
     params are the adapters (a, b), at the paths of the kernels; the params of the layer are
-    variables. b starts with zeros, and so the layer starts as it was. Kernels of more than two axes,
-    as in `mlax.repeat`, have an adapter for each index of the leading ones.
+    variables. b starts with zeros, and so the layer starts as it was. Kernels of more than two
+    axes, as in `mlax.repeat`, have an adapter for each index of the leading ones.
 
     `mlax.init_lora` starts from params that are there already, and `mlax.merge_lora` returns params
     of the layer alone. Put it around the whole model: its variables go through every loop that it
@@ -187,10 +187,9 @@ def init_lora(
     if not isinstance(own, State) or not isinstance(own.variables, LoraVariables):
         got = described(layer)
         raise TypeError(message("init_lora", "layer", "one made by mlax.lora", got))
-    require_same("init_lora", own.variables.base, params)
+    require_params_like("init_lora", own.variables.base, params)
     adapters = jax.jit(lambda rng: layer.init(rng, x)[0])(rng)
-    inner = state.variables if isinstance(state, State) else state
-    started: Any = State(LoraVariables(params, inner), own.config)
+    started: Any = State(LoraVariables(params, variables_of(state)), own.config)
     return adapters, started
 
 
@@ -206,6 +205,4 @@ def merge_lora(params: Any, state: Any) -> tuple[Any, Any]:
         raise TypeError(message("merge_lora", "state", "that of mlax.lora", described(state)))
     config, variables = state.config, state.variables
     merged = _adapted(config, variables.base, params)
-    if config.layer.config is Foreign:
-        return merged, variables.layer
-    return merged, State(variables.layer, config.layer.config)
+    return merged, config.layer.state(variables.layer)

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 
 from mlax.arguments import AnyLayer, described
 from mlax.combinators import Call, Child, Made, init_only_child, transform
-from mlax.combinators.child import Foreign
+from mlax.combinators.child import variables_of
 from mlax.combinators.lora import Pattern
-from mlax.decoding import require_same
 from mlax.errors import message
 from mlax.layer import Key, Layer, State
+from mlax.pair import require_params_like
 from mlax.serialization import serializable
 from mlax.tree import Where, combine, map_with_path, partition
 
@@ -149,11 +149,10 @@ def init_quantized(
         got = described(layer)
         raise TypeError(message("init_quantized", "layer", "one made by mlax.quantized", got))
     full = jax.eval_shape(_joined, others, own.variables.weights)
-    require_same("init_quantized", full, params)
+    require_params_like("init_quantized", full, params)
     chosen, others = partition(params, own.config.where)
     weights = jax.jit(lambda chosen: map_with_path(_int8, chosen))(chosen)
-    inner = state.variables if isinstance(state, State) else state
-    started: Any = State(QuantizedVariables(weights, inner), own.config)
+    started: Any = State(QuantizedVariables(weights, variables_of(state)), own.config)
     return others, started
 
 
@@ -167,5 +166,5 @@ def merge_quantized(params: Any, state: Any) -> tuple[Any, Any]:
     if not isinstance(config, QuantizedConfig):
         wanted, got = "that of mlax.quantized", described(state)
         raise TypeError(message("merge_quantized", "state", wanted, got))
-    merged, inner = _joined(params, state.variables.weights), state.variables.layer
-    return merged, inner if config.layer.config is Foreign else State(inner, config.layer.config)
+    merged = _joined(params, state.variables.weights)
+    return merged, config.layer.state(state.variables.layer)

@@ -52,7 +52,7 @@ class Combinator(PairBase[P, S, X_contra, Y_co]):
         """Return whether the combinator or one of its layers needs a key."""
         if super().layer_needs_rng(hparams):
             return True
-        return any(layer.needs_rng for _, layer in layers_of(hparams))
+        return any(place.layer.needs_rng for place in places_of(hparams))
 
     def make(self, rng: Key, x: Any, hparams: HParams) -> tuple[P, S]:
         """Return `(params, state)`."""
@@ -82,17 +82,28 @@ class Combinator(PairBase[P, S, X_contra, Y_co]):
         return State(state.variables, config._replace(**replaced))
 
 
-def layers_of(hparams: HParams) -> Iterator[tuple[str, AnyLayer]]:
-    """Yield each layer among the hyperparameters, with the name of its hyperparameter."""
+class Place(NamedTuple):
+    """Where a layer stands among hyperparameters."""
+
+    hparam: str
+    """The name of the hyperparameter."""
+    position: int | None
+    """Its position there, None if the hyperparameter is the layer itself."""
+    layer: AnyLayer
+    """The layer."""
+
+
+def places_of(hparams: HParams) -> Iterator[Place]:
+    """Yield each layer among the hyperparameters, with its place."""
     for name, value in hparams:
         if isinstance(value, Layer):
-            yield name, value
+            yield Place(name, None, value)
         elif isinstance(value, tuple):
-            for entry in value:
+            for i, entry in enumerate(value):
                 if isinstance(entry, Layer):
-                    yield name, entry
+                    yield Place(name, i, entry)
                 elif isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Layer):
-                    yield name, entry[1]
+                    yield Place(name, i, entry[1])
 
 
 def adopted_children(
@@ -159,7 +170,7 @@ class Transform(Combinator[P, S, X_contra, Y_co]):
         made: Any = PairBase.make(self, rng, x, hparams)
         values = dict(self.bound(hparams).arguments)
         values.setdefault("ndims", tuple(len(leaf.shape) for leaf in jax.tree.leaves(shapes(x))))
-        values.update((name, made.child) for name, _ in layers_of(tuple(values.items())))
+        values.update((place.hparam, made.child) for place in places_of(tuple(values.items())))
         config: Any = self.config
         state: Any = State(made.variables, config(*(values[name] for name in config._fields)))
         return made.params, state, made.output
@@ -364,7 +375,7 @@ class Wired(Combinator[P, S, X_contra, Y_co]):
         self._routes = routes
         x, *hparams = inspect.signature(wire).parameters.values()
         variadic = any(p.kind is p.VAR_POSITIONAL for p in hparams)
-        self.is_numbered: bool = numbered or variadic
+        self._numbered = numbered or variadic
 
         def init(rng: Key, x: Any, *args: Any, **kwargs: Any) -> Any:
             raise NotImplementedError  # `make` does its work
@@ -385,17 +396,17 @@ class Wired(Combinator[P, S, X_contra, Y_co]):
             if isinstance(parameter.default, Layer):
                 passed.setdefault(name, parameter.default)
         hparams = tuple((n, passed[n]) for n in self.__signature__.parameters if n in passed)
-        self._children(hparams)
+        self.children_of(hparams)
         return hparams
 
-    def _children(self, hparams: HParams) -> tuple[list[str], dict[ChildKey, AnyLayer]]:
+    def children_of(self, hparams: HParams) -> tuple[list[str], dict[ChildKey, AnyLayer]]:
         """Return the name of the hyperparameter of each layer, and the layers by key."""
         slots: list[str] = []
         children: dict[ChildKey, AnyLayer] = {}
         for name, value in hparams:
             if self.__signature__.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
                 named = {key: entry for key, entry in value if isinstance(entry, Layer)}
-                if children and named and self.is_numbered:
+                if children and named and self._numbered:
                     got = f"{len(children)} without and {len(named)} with"
                     wanted = "all with names or all without"
                     raise TypeError(message(self.__name__, "layers", wanted, got))
@@ -405,9 +416,9 @@ class Wired(Combinator[P, S, X_contra, Y_co]):
                 slots += [name] * len(named)
                 children.update(named)
                 continue
-            for _, layer in layers_of(((name, value),)):
+            for place in places_of(((name, value),)):
                 slots.append(name)
-                children[len(children) if self.is_numbered else name] = layer
+                children[len(children) if self._numbered else name] = place.layer
         return slots, children
 
     def _arguments(self, hparams: Any, slots: Any, sublayers: Any) -> inspect.BoundArguments:
@@ -430,7 +441,7 @@ class Wired(Combinator[P, S, X_contra, Y_co]):
         owner = self.name_of(hparams)
         require_key(owner, rng)
         require_input(owner, x)
-        slots, layers = self._children(hparams)
+        slots, layers = self.children_of(hparams)
         keys = init_keys(rng, len(layers))
         traced = not self._routes
         joins = traced and is_traced(x)
@@ -471,7 +482,7 @@ class Wired(Combinator[P, S, X_contra, Y_co]):
         """Return the state with the `apply` of each of these layers in its children."""
         hparams, owner = bound.hparams, bound.__name__
         config = config_of(owner, state, WiredConfig)
-        slots, layers = self._children(hparams)
+        slots, layers = self.children_of(hparams)
         if config.kind != owner:
             wanted, got = f"that of {owner}", f"that of {config.kind}"
             raise TypeError(message(owner, "state", wanted, got, ANOTHER_STATE))

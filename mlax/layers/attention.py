@@ -425,10 +425,11 @@ def attention(
     head_dim: Size | None = None, *,
     out_features: Size | None = None, causal: bool = False, window: Size | None = None,
     rotary: Rotation | None = None, position_bias: PositionBias | None = None,
-    fused: bool = False, use_bias: bool = True, use_output_bias: bool | None = None, qk_norm: bool = False, epsilon: Epsilon = 1e-6,
-    scale: Number | None = None, softcap: Number | None = None, dropout_rate: Rate = 0.0,
-    implementation: Implementation | None = None,
-    require_fused: bool = False, cache_length: Size | None = None,
+    fused: bool = False, use_bias: bool = True, use_output_bias: bool | None = None,
+    qk_norm: bool = False, epsilon: Epsilon = 1e-6, scale: Number | None = None,
+    softcap: Number | None = None, dropout_rate: Rate = 0.0,
+    implementation: Implementation | None = None, require_fused: bool = False,
+    cache_length: Size | None = None,
     cache_policy: Annotated[CachePolicy, Rule(_read_policy)] = "error",
     kernel_initializer: Initializer = lecun_normal,
     bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
@@ -567,7 +568,7 @@ def attention(
         variables = empty_cache(lead, cache_length, kv_heads, width, dtype_of_x)
     config = AttentionConfig(
         num_heads, num_kv_heads, causal, window, rotary, position_bias, fused, use_bias,
-        use_output_bias, qk_norm, epsilon, scale, softcap, dropout_rate, implementation, require_fused, cache_length,
-        cache_policy, out_sharding,
+        use_output_bias, qk_norm, epsilon, scale, softcap, dropout_rate, implementation,
+        require_fused, cache_length, cache_policy, out_sharding,
     )
     return params, State(variables, config)

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from mlax import arguments
 from mlax.arguments import DType, Size, require_pair
-from mlax.initializers import Initializer, initialize, lecun_normal
+from mlax.initializers import Initializer, lecun_normal
 from mlax.layer import Key, Shaped
+from mlax.layers.cells import init_gates
 from mlax.layers.recurrence import RealInput, RealOutput, Terms, fitting, require_fitting, run
 from mlax.linear_recurrence import Implementation
 from mlax.pair import stateless
@@ -72,9 +73,8 @@ def _init_min_gru(
     arguments.require_castable(owner, inputs, dtype)
 
     def fused(i: int, name: str, initializer: Initializer, *shape: int) -> jax.Array:
-        keys = (jax.random.fold_in(jax.random.fold_in(rng, i), gate) for gate in range(2))
-        parts = [initialize(owner, name, initializer, key, shape, dtype) for key in keys]
-        return jnp.concatenate(parts, -1)
+        key = jax.random.fold_in(rng, i)
+        return init_gates(owner, name, initializer, key, 2, shape, dtype)
 
     return MinGruParams(
         fused(0, "kernel_initializer", kernel_initializer, inputs.shape[-1], features),

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
+from mlax.combinators.child import variables_of
 from mlax.errors import message
-from mlax.layer import State
 from mlax.tree import map_with_path
 
 __all__ = ["Rule", "Table", "convert", "revert"]
@@ -284,7 +284,7 @@ def _leaves(made: tuple[Any, Any]) -> dict[str, Any]:
             raise ValueError(message("weights", "paths", "different in params and state", path))
         found[path] = leaf
 
-    for tree in (params, state.variables if isinstance(state, State) else state):
+    for tree in (params, variables_of(state)):
         map_with_path(add, tree)
     return found
 

@@ -81,11 +81,13 @@ def test_wrong_options_are_named(
     assert arguments[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["lstm", "ssm"])
-def test_recurrent_models_are_models_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "near"), [("lstm", 0.3), ("ssm", 1.0)])
+def test_recurrent_models_are_models_too(
+    name: str, near: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gpt, "CONTEXT", 16)
     monkeypatch.setattr(gpt, "BATCH_SIZE", 2)
     run = gpt.program(name, 2, 0)
     _, loss = run.step(run.start.carry, gpt.batch(gpt.load().train, 0, 0))
-    assert float(loss) == pytest.approx(np.log(len(gpt.ALPHABET)), abs=1.0)
+    assert float(loss) == pytest.approx(np.log(len(gpt.ALPHABET)), abs=near)
     assert len(run.write(run.start.carry.params, "The ", 3, jax.random.key(0))) == 7

@@ -531,7 +531,7 @@ def test_each_example_of_batched_has_its_cache() -> None:
         (X, {"num_heads": 2, "implementation": "flash"}, ValueError, "\"xla\", \"cudnn\" or a fun"),
         (X, {"num_heads": 2, "cache_length": 8}, ValueError, "causal self-attention with cache_l"),
         (X, {"num_heads": 2, "cache_policy": "wrap"}, ValueError, "cache_length >= window with"),
-        (X, {"num_heads": 2, "cache_policy": "drop"}, ValueError, '"nan" or "wrap"'),
+        (X, {"num_heads": 2, "cache_policy": "drop"}, ValueError, '"error", "nan" or "wrap"'),
         (AttentionInputs(X, MEMORY), {"num_heads": 2, "fused": True}, ValueError, "x alone with fu"),
         (AttentionInputs(X, MEMORY[None]), {"num_heads": 2}, ValueError, r"memory.*\(1, 5, 4\)"),
     ],

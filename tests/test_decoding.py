@@ -216,8 +216,10 @@ def test_what_generate_refuses(arguments: dict[str, Any], match: str) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-39, -1.0, float("nan")])
 def test_a_traced_temperature(temperature: float) -> None:
+    # Made out here: what other tests share must not hold values of a trace.
+    run = functools.partial(mlax.generate, decoder.apply, made()[0], fresh(), PROMPT, 3, KEY)
+
     def draw(temperature: Any) -> Any:
-        run = functools.partial(mlax.generate, decoder.apply, made()[0], fresh(), PROMPT, 3, KEY)
         return run(temperature, top_p=1e-45).tokens
 
     tokens = jax.jit(draw)(temperature)

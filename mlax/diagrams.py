@@ -22,7 +22,7 @@ from mlax.combinators.ensemble import EnsembleConfig
 from mlax.combinators.moe import MoeConfig
 from mlax.combinators.repeat import RepeatConfig
 from mlax.flow import INPUT, OUTPUT, Flow, Graph, Join, Node, Path, flow
-from mlax.summaries import CALL, abstract_model, layers_by_path, spelled
+from mlax.summaries import CALL, abstract_model, layers_by_path, read_depth, spelled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,7 @@ def diagram(
     >>> str(drawing)[:4]
     '<svg'
     """
+    read_depth("diagram", depth)
     model = abstract_model("diagram", layer, x)
     x = shapes(x)
     found = flow(model, x, inference_mode)

@@ -108,8 +108,7 @@ def summary(
       1 f                    f32[5,8]                  0      0      0      0      0
       2 dense                f32[5,2]                 18     72      0    160    320
     """
-    if depth is not None and read_integer("summary", "depth", depth, "at least 0") < 0:
-        raise ValueError(message("summary", "depth", "at least 0", depth))
+    read_depth("summary", depth)
     if rules and mesh is None:
         raise ValueError(expected("summary", "a mesh for rules", "None"))
     made = abstract_model("summary", layer, x)
@@ -209,6 +208,12 @@ class Model(NamedTuple):
     """The model as the layer of a combinator."""
     rng: Any
     """A key."""
+
+
+def read_depth(owner: str, depth: int | None) -> None:
+    """Require a number of levels, or None."""
+    if depth is not None and read_integer(owner, "depth", depth, "at least 0") < 0:
+        raise ValueError(message(owner, "depth", "at least 0", depth))
 
 
 def abstract_model(owner: str, layer: AnyLayer, x: Any) -> Model:

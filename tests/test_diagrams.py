@@ -239,3 +239,11 @@ def test_errors_have_the_path() -> None:
     assert any("series > body[0] > conv" in note for note in caught.value.__notes__)
     with pytest.raises(TypeError, match="^diagram: expected layer"):
         mlax.diagram(jnp.tanh, X)  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize("draw", [mlax.diagram, mlax.summary])
+def test_levels_are_counted_from_0(draw: Any) -> None:
+    with pytest.raises(ValueError, match="depth to be at least 0, got -1"):
+        draw(mlax.dense(3), jnp.ones(2), depth=-1)
+    with pytest.raises(TypeError, match="depth to be at least 0"):
+        draw(mlax.dense(3), jnp.ones(2), depth=1.5)

@@ -84,8 +84,7 @@ def wiring(sub: Sublayers, x: Any) -> Any:
     tokens, types, mask = x if isinstance(x, BertInputs) else BertInputs(x)
     types = jnp.zeros_like(tokens) if types is None else types
     y = sub.dropout(sub.norm(sub.positions(sub.embed(tokens) + sub.types(types))))
-    mask = None if mask is None else mask[..., None, :]
-    hidden = sub.body(AttentionInputs(y, mask=mask)).x
+    hidden = sub.body(AttentionInputs(y, mask=None if mask is None else mask[..., None, :])).x
     return BertOutputs(hidden, jnp.tanh(sub.pooler(hidden[..., 0, :])))
 
 
@@ -109,9 +108,8 @@ def bert(
     (1, 8)
     """
     tokens = x.tokens if isinstance(x, BertInputs) else x
-    normal, rate = jax.nn.initializers.normal(0.02), config.dropout_rate
-    norm = layer_norm(epsilon=config.epsilon)
-    gelu = functools.partial(jax.nn.gelu, approximate=False)
+    normal, norm = jax.nn.initializers.normal(0.02), layer_norm(epsilon=config.epsilon)
+    gelu, rate = functools.partial(jax.nn.gelu, approximate=False), config.dropout_rate
     return block(
         embed=embed(config.vocab_size, config.features, embed_initializer=normal),
         types=embed(config.num_types, config.features, embed_initializer=normal),

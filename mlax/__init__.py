@@ -9,7 +9,7 @@ from mlax.pair import Pair, layer, stateless
 importlib.import_module("mlax.serialization")  # registers State with jax.export
 
 if TYPE_CHECKING:
-    from mlax import functional, models, nn, positions, testing, typed, types, weights
+    from mlax import functional, models, nn, positions, sharding, testing, typed, types, weights
     from mlax.arguments import Rule
     from mlax.beams import beam_search
     from mlax.blocks.conv import conv_transpose, depthwise_conv, separable_conv
@@ -117,7 +117,7 @@ else:
     ).split():
         _HOMES[_name] = f"mlax.layers.{_name}"
 
-    _MODULES = "functional models nn positions testing typed types weights".split()
+    _MODULES = "functional models nn positions sharding testing typed types weights".split()
 
     def __getattr__(name):
         """Return what is imported at its first use."""
@@ -152,5 +152,5 @@ __all__ = [
     "replaced", "residual", "rms_norm", "rnn_cell", "save", "scaler", "selective_ssm",
     "selective_ssm_cell", "separable_conv", "series", "stateless", "stochastic_depth", "sum_pool",
     "summary", "switch", "tap", "testing", "to_stax", "transformer_block", "typed", "types",
-    "weights", "z_norm",
+    "weights", "z_norm", "sharding",
 ]

@@ -22,7 +22,8 @@ from mlax.combinators.ensemble import EnsembleConfig
 from mlax.combinators.moe import MoeConfig
 from mlax.combinators.repeat import RepeatConfig
 from mlax.flow import INPUT, OUTPUT, Flow, Graph, Join, Node, Path, flow
-from mlax.summaries import CALL, abstract_model, layers_by_path, read_depth, spelled
+from mlax.summaries import abstract_model, layers_by_path, read_depth, spelled
+from mlax.tree import LATER_CALL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ class _Drawing:
 
     def figure(self, path: Path, before: str, after: str, keys: Sequence[str] = ()) -> "_Figure":
         """Return the figure of a layer, or of equal ones, with the labels before and after it."""
-        own = tuple(CALL.sub("", key) for key in path)
+        own = tuple(LATER_CALL.sub("", key) for key in path)
         chain = self._layers[own]
         keys = keys or own[-1:]
         title = _title(keys, chain)
@@ -181,7 +182,7 @@ def _title(keys: Sequence[str], chain: tuple[Child, ...]) -> tuple[str, str]:
         kinds.append(child.kind + more)
     if len(keys) > 1:
         kinds[0] += f" ×{len(keys)}"
-    ends = [CALL.sub("", key) for key in (*keys[:1], *keys[-1:]) if not key.isdigit()]
+    ends = [LATER_CALL.sub("", key) for key in (*keys[:1], *keys[-1:]) if not key.isdigit()]
     name = " … ".join(dict.fromkeys(ends))
     kind = " › ".join(kinds)
     return "" if name == kind else name, kind

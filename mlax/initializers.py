@@ -11,6 +11,7 @@ element i of an array depends on the key and on i alone.
 import functools
 import math
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any, Literal, Protocol
 
 import jax
@@ -62,6 +63,9 @@ def embedding_normal(key: Key, shape: Sequence[int], dtype: DTypeLike = jnp.floa
 
 _SHORTEST = 16384
 
+DRAWS_AT_ONCE: ContextVar[bool] = ContextVar("draws_at_once", default=False)
+"""Whether arrays are drawn without a loop, so that the compiler can split the work over devices."""
+
 
 def _scaled(
     owner: str, distribution: Literal["normal", "truncated_normal"], out_axis: int, key: Key,
@@ -111,8 +115,10 @@ def _has_chunks(key: Key, shape: tuple[int, ...], dtype: DTypeLike, is_staged: b
         return False
     if jax.debug_key_reuse.value:  # the words of a key can be used again
         return False
-    if is_staged and (math.prod(shape) <= _SHORTEST or jax.default_backend() != "cpu"):
-        return False  # accelerators need no more memory than the array, which may be sharded
+    if is_staged and (DRAWS_AT_ONCE.get() or math.prod(shape) <= _SHORTEST):
+        return False
+    if is_staged and jax.default_backend() != "cpu":
+        return False  # accelerators need no more memory than the array
     # XLA compiles loops over short rows to other instructions, which round differently.
     row = next((length for length in reversed(shape) if length > 1), 1)
     return (row == 1 or row > 8) and math.prod(shape) < 2**31

@@ -23,7 +23,7 @@ from mlax.combinators.child import (
 from mlax.errors import expected, message
 from mlax.costs import Flops, by_scope
 from mlax.statistics import WARNS
-from mlax.tree import predicate, spelled_key, walk
+from mlax.tree import LATER_CALL, predicate, spelled_key, walk
 
 Rules: TypeAlias = Sequence[tuple[str, PartitionSpec]]
 """Patterns of paths and how arrays there are sharded; the first that matches counts."""
@@ -129,7 +129,7 @@ def summary(
     found = by_scope(jaxpr, _Scope("", False), _scope)
     forward, backward = (
         _added(
-            (places[CALL.sub("", scope.path)], flops)
+            (places[LATER_CALL.sub("", scope.path)], flops)
             for scope, flops in found.items()
             if scope.is_backward is is_backward
         )
@@ -163,10 +163,6 @@ def _scope(outer: _Scope, name_stack: str) -> _Scope:
     path = taps.path_of_scope(name_stack)
     is_backward = outer.is_backward or "transpose(" in name_stack
     return _Scope(outer.path if path is None else path, is_backward)
-
-
-CALL = re.compile(r":\d+")
-"""What marks the later calls of a layer of a block."""
 
 
 def _with_gradient(run: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
@@ -206,8 +202,12 @@ class Model(NamedTuple):
     """Its variables."""
     child: Child
     """The model as the layer of a combinator."""
+    x: Any
+    """Its input."""
     rng: Any
     """A key."""
+    output: Any
+    """Its output in training."""
 
 
 def read_depth(owner: str, depth: int | None) -> None:
@@ -220,9 +220,10 @@ def abstract_model(owner: str, layer: AnyLayer, x: Any) -> Model:
     """Return a model as its `init` would make it."""
     read_layer(owner, "layer", layer)
     key = jax.eval_shape(lambda: jax.random.key(0))
+    x = shapes(x)
     with one_tracing():
-        made = abstract_child(owner, None, layer, key, shapes(x))
-    return Model(made.params, made.variables, made.child, key)
+        made = abstract_child(owner, None, layer, key, x)
+    return Model(made.params, made.variables, made.child, x, key, made.output())
 
 
 def layers_by_path(

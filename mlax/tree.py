@@ -11,6 +11,7 @@ exactly that path.
 
 import fnmatch
 import math
+import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -241,3 +242,7 @@ def spelled_key(key: Hashable) -> str:
     """Return a key as written in a path: quoted if it is neither a name nor a number."""
     is_name = not isinstance(key, str) or key.replace(":", "_").isidentifier()
     return str(key) if is_name else repr(key)
+
+
+LATER_CALL = re.compile(r":\d+")
+"""What marks the later calls of a layer of a `mlax.block` in its key."""

@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from mlax import mesh, taps
+from mlax import constraints, mesh, taps
 from mlax.arguments import ANOTHER_MODEL, AnyLayer, described
 from mlax.equality import equal, source
 from mlax.errors import message
@@ -99,6 +99,12 @@ def children_of(config: Any) -> list[Child]:
         return [config]
     entries = config if isinstance(config, tuple) else ()
     return [child for entry in entries for child in children_of(entry)]
+
+
+def has_only_child(config: Any) -> bool:
+    """Return whether a layer has one layer inside, without a key: it shares its path and params."""
+    children = children_of(config)
+    return len(children) == 1 and children[0].key is None
 
 
 def variables_of(state: Any) -> Any:
@@ -429,12 +435,15 @@ def apply_child(
         state = child.state(variables)
         call = rng, inference_mode, batch_axis_name
         apply: Any = child.apply
-        with _scope(child.key, kind), taps.below(child.key):
+        with _scope(child.key, kind), taps.below(child.key), constraints.below(child.key):
+            if constraints.are_set() and not has_only_child(child.config):
+                params = constraints.used_params(params)
             if isinstance(apply, BoundApply):  # a call less on the stack: models may be deep
                 state = apply.admitted(params, state, x, *call)
                 apply = apply.pair.unchecked_apply
             result = taps.marked(apply(params, state, x, *call))
-        y, state = _pair_of(kind, "apply", "(y, state)", result)
+            y, state = _pair_of(kind, "apply", "(y, state)", result)
+            y = constraints.output(y, getattr(child.config, "out_sharding", None))
         if isinstance(state, State) != (child.config is not Foreign):
             got = described(state)
             raise TypeError(message(kind, "the state that apply returns", "a State", got))

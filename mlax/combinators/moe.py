@@ -23,7 +23,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from mlax import arguments, mesh
+from mlax import arguments, constraints, mesh
 from mlax.arguments import ANOTHER_MODEL, AnyLayer, DType, Rule, Size, described
 from mlax.combinators import (
     Call, Child, Made, Transform, copy_keys, init_copies, init_keys, require_copies, transform,
@@ -172,7 +172,9 @@ def apply(
         return call(child, params, variables, x, key)
 
     run = jax.vmap(expert, (0, 0, 0, None if capacity is None else 0), axis_size=n)
-    outputs, variables = run(experts, variables, keys, slots)
+    roles = ("tokens",) if capacity is None else ("experts", "tokens")
+    outputs, variables = run(experts, variables, keys, constraints.split(slots, *roles))
+    outputs = constraints.split(outputs, "experts", "tokens")
 
     spec = mesh.spec_of(x)
     last = spec[-1] if outputs.shape[-1] == x.shape[-1] else None

@@ -246,6 +246,12 @@ def _padding(
     return ((before[0], 0),)
 
 
+def kernel_axes(data_format: str | Sequence[str], ndim: int) -> tuple[int, int]:
+    """Return the axes of a kernel that hold output and input channels."""
+    spec = _specs(data_format, ndim - 2)[1]
+    return spec.index("O"), spec.index("I")
+
+
 def _specs(data_format: str | Sequence[str], rank: int) -> tuple[str, str, str]:
     """Return the specs of x, kernel and y, by default with spatial axes called "0", "1", ..."""
     spatial = "".join(chr(ord("0") + axis) for axis in range(rank))

@@ -1,0 +1,109 @@
+"""Where the arrays inside of a model lie while it runs by a plan of `mlax.sharding`.
+
+The plan is set around `apply`; every child reads it by its path, under any transformation of jax.
+Meshes have automatic axes here: a constraint is a wish that the compiler fulfils.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from mlax.taps import setting
+from mlax.tree import LATER_CALL, path_of, spelled_key
+
+T = TypeVar("T")
+
+
+class Constraints(NamedTuple):
+    """What a plan wants of a model."""
+
+    params: Mapping[str, tuple[PartitionSpec, tuple[str, ...]]]
+    """By the path of each parameter that is moved to be used: where to, and the path of its layer."""
+    outputs: Callable[[str], PartitionSpec | None]
+    """By the path of a layer: where its output lies; None leaves it to the compiler."""
+    roles: Mapping[str, tuple[str, ...]]
+    """The axes of the mesh for what layers call the axes of an array: "experts", "tokens"."""
+    path: tuple[str, ...] = ()
+    """The path of the layer that runs."""
+
+
+_CONSTRAINTS: ContextVar[Constraints | None] = ContextVar("constraints", default=None)
+_NOTHING = contextlib.nullcontext()
+
+
+def constraining(
+    constraints: Constraints | None,
+) -> contextlib.AbstractContextManager[None]:
+    """Run a model by these constraints."""
+    return setting(_CONSTRAINTS, constraints)
+
+
+def below(key: int | str | None) -> contextlib.AbstractContextManager[None]:
+    """Add a key to the path while a child runs."""
+    constraints = _CONSTRAINTS.get()
+    if constraints is None or key is None:
+        return _NOTHING
+    name = LATER_CALL.sub("", spelled_key(key))
+    return constraining(constraints._replace(path=(*constraints.path, name)))
+
+
+def are_set() -> bool:
+    """Return whether the model runs by a plan."""
+    return _CONSTRAINTS.get() is not None
+
+
+def used_params(params: T) -> T:
+    """Return the params of a layer, without those of layers inside, where they lie while it runs.
+
+    It is for the innermost layer with a path: of copies of a `mlax.repeat`, each is moved when it
+    runs, and after its dtype was cast.
+    """
+    constraints = _CONSTRAINTS.get()
+    assert constraints is not None, "used_params is for a model that runs by a plan"
+    layer = constraints.path
+
+    def place(path: Any, leaf: Any) -> Any:
+        found = constraints.params.get(".".join((*layer, *filter(None, [path_of(path)]))))
+        if found is None or found[1] != layer:
+            return leaf
+        spec = tuple(found[0])
+        return lax.with_sharding_constraint(leaf, PartitionSpec(*spec[len(spec) - leaf.ndim :]))
+
+    placed: T = jax.tree_util.tree_map_with_path(place, params)
+    return placed
+
+
+def output(y: T, asked: PartitionSpec | None) -> T:
+    """Return the output of a layer where the plan, or else the layer itself, wants it."""
+    constraints = _CONSTRAINTS.get()
+    if constraints is None:
+        return y
+    spec = constraints.outputs(".".join(constraints.path)) if constraints.path else None
+    return constrained(y, asked if spec is None else spec)
+
+
+def split(x: jax.Array, *roles: str) -> jax.Array:
+    """Return an array inside of a layer whose leading axes are split by their roles.
+
+    (The compiler pads an axis that the axes of the mesh do not divide.)
+    """
+    constraints = _CONSTRAINTS.get()
+    if constraints is None:
+        return x
+    spec = (constraints.roles.get(role) for role in roles)
+    return lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def constrained(tree: T, spec: PartitionSpec | None) -> T:
+    """Return arrays that lie by a spec, as far as they have its axes."""
+    if spec is None:
+        return tree
+    placed: T = jax.tree.map(
+        lambda a: lax.with_sharding_constraint(a, spec) if a.ndim >= len(spec) else a, tree
+    )
+    return placed

@@ -1,0 +1,355 @@
+"""A plan: where the arrays of a model lie on a mesh, and the model that keeps to it.
+
+    plan = mlax.sharding.plan(model, x, "fsdp+tensor", mesh, optimizer=optimizer)
+    params, state = plan.init(rng)                                      made in parts
+    y, state = plan.apply(params, state, x, rng)                        inside of the user's step
+    jax.jit(step, in_shardings=(plan.params, plan.state, plan.x), ...)
+
+Nothing here moves an array: `jax.jit` and the compiler do. All but `init` needs shapes alone, so
+the mesh may be abstract.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mlax import constraints
+from mlax.arguments import described, read_layer
+from mlax.combinators.child import has_only_child
+from mlax.constraints import Constraints
+from mlax.errors import message
+from mlax.initializers import DRAWS_AT_ONCE
+from mlax.layer import AxisName, Key, Layer, P, S
+from mlax.sharding import table
+from mlax.sharding.leaves import leaves_of
+from mlax.sharding.rules import (
+    Rules, dead_rules, first_spec, missing_axes, read_pair, read_rules, resolve, wrong_outputs,
+    wrong_spec,
+)
+from mlax.sharding.strategies import BATCH_AXES, names_in
+from mlax.summaries import Model, abstract_model, layers_by_path
+from mlax.taps import setting
+from mlax.tree import path_of, paths
+
+X = TypeVar("X")
+Y = TypeVar("Y")
+
+
+class Optimizer(Protocol):
+    """What a plan reads of an optimizer, as those of optax are."""
+
+    @property
+    def init(self) -> Callable[[Any], Any]:
+        """The function from params to the state of the optimizer."""
+
+
+class Shapes(NamedTuple):
+    """The `jax.ShapeDtypeStruct` of each array, with its sharding."""
+
+    params: Any
+    """Of params."""
+    state: Any
+    """Of the state."""
+    x: Any
+    """Of x."""
+    y: Any
+    """Of y, in training."""
+    optimizer: Any
+    """Of the state of the optimizer; None without one."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan(Generic[P, S, X, Y]):
+    """Where the arrays of a model lie on a mesh; printed as a table, in bytes on each device.
+
+    The trees of `jax.sharding.NamedSharding` are for `in_shardings` and `out_shardings` of
+    `jax.jit` and for `jax.device_put`; `shapes` are for `mlax.load` and for lowering a step.
+    """
+
+    layer: Layer[P, S, X, Y]
+    """The model."""
+    mesh: Mesh | AbstractMesh
+    """The mesh."""
+    shapes: Shapes
+    """Shapes, dtypes and shardings."""
+    model: Model
+    """The model as shapes and dtypes, on no mesh."""
+    inside: Constraints
+    """Where arrays lie inside of the model."""
+
+    @property
+    def params(self) -> Any:
+        """The sharding of each parameter, and so of its gradient."""
+        return _shardings(self.shapes.params)
+
+    @property
+    def state(self) -> Any:
+        """The sharding of each variable."""
+        return _shardings(self.shapes.state)
+
+    @property
+    def x(self) -> Any:
+        """The sharding of each array in x."""
+        return _shardings(self.shapes.x)
+
+    @property
+    def y(self) -> Any:
+        """The sharding of each array in y."""
+        return _shardings(self.shapes.y)
+
+    @property
+    def optimizer(self) -> Any:
+        """The sharding of each array in the state of the optimizer; None without one."""
+        return _shardings(self.shapes.optimizer)
+
+    def init(self, rng: Key) -> tuple[P, S]:
+        """Return the params and state that the layer returns, each made where it lies.
+
+        No device holds the whole of an array that is sharded, as far as its initializer can be
+        computed in parts; of those in `jax.nn.initializers`, the orthogonal ones cannot.
+        """
+        if isinstance(self.mesh, AbstractMesh):
+            way_out = "plan with jax.make_mesh"
+            raise ValueError(message("plan.init", "mesh", "one of devices", "no devices", way_out))
+        made: tuple[P, S] = self._make(rng)
+        return made
+
+    @functools.cached_property
+    def _make(self) -> Callable[[Key], tuple[P, S]]:
+        """The compiled `init`."""
+        @functools.partial(jax.jit, out_shardings=(self.params, self.state))
+        def init(rng: Key) -> tuple[P, S]:
+            with setting(DRAWS_AT_ONCE, True):
+                return self.layer.init(rng, self.model.x)
+
+        return init
+
+    def apply(
+        self, params: P, state: S, x: X, rng: Key | None = None, inference_mode: bool = False,
+        batch_axis_name: AxisName = (),
+    ) -> tuple[Y, S]:
+        """Return what the layer returns, computed as planned.
+
+        x is split, params are gathered where their layer runs, a copy of a `mlax.repeat` at a
+        time, and outputs lie as the rules and the layers themselves ask. On a mesh with explicit
+        axes y and state have the types that the plan says; inside, axes are automatic. It is meant
+        for a function in `jax.jit`: alone, it is compiled at each call.
+        """
+        def planned(params: P, state: S, x: X, rng: Key | None) -> tuple[Y, S]:
+            with constraints.constraining(self.inside):
+                if not has_only_child(self.model.child.config):
+                    params = constraints.used_params(params)
+                x = jax.tree.map(lax.with_sharding_constraint, x, _specs(self.shapes.x))
+                return self.layer.apply(params, state, x, rng, inference_mode, batch_axis_name)
+
+        self._require_x(x)
+        if self.inside.params and not inference_mode:
+            planned = jax.checkpoint(planned, policy=_saves)
+        is_staged = isinstance(jnp.asarray(0), Tracer)
+        run: Any = functools.partial(self._run, planned)
+        result: tuple[Y, S] = (run if is_staged else jax.jit(run))(params, state, x, rng)
+        return result
+
+    def _require_x(self, x: Any) -> None:
+        """Require an x that can be split as planned; its batch may have another length."""
+        if jax.tree.structure(x) != jax.tree.structure(self.shapes.x):
+            wanted, got = "structured as it was planned", f"{jax.tree.structure(x)}"
+            way_out = "plan with an x like it"
+            raise ValueError(message("plan.apply", "x", wanted, got, way_out))
+        leaves = zip(paths({"x": x}), jax.tree.leaves(x), jax.tree.leaves(self.shapes.x))
+        for path, leaf, planned in leaves:
+            spec, sizes = planned.sharding.spec, self.mesh.shape
+            for finding in wrong_spec(path, jnp.shape(leaf), spec, sizes):
+                raise ValueError(f"plan.apply: {finding}; pad it, or plan with another x_spec")
+
+    def _run(self, planned: Callable[..., Any], params: P, state: S, x: X, rng: Any) -> Any:
+        """Return the result of a function that constrains the arrays in it, placed as planned."""
+        y_specs, state_specs = _specs(self.shapes.y), _specs(self.shapes.state)
+        mesh = self.mesh if isinstance(self.mesh, AbstractMesh) else self.mesh.abstract_mesh
+        with jax.sharding.use_abstract_mesh(mesh):
+            if AxisType.Explicit in mesh.axis_types:
+                typed: Any = jax.sharding.auto_axes(planned, out_sharding=(y_specs, state_specs))
+                return typed(params, state, x, rng)
+            y, after = planned(params, state, x, rng)
+            if self.inside.outputs("") is None:
+                y_specs = jax.tree.map(_with_free_axes, y_specs, y)
+            return jax.tree.map(lax.with_sharding_constraint, y, y_specs), after
+
+    def shardings_of(self, tree: Any) -> Any:
+        """Return the sharding of each array of a tree in which paths end as those of params do.
+
+        Such is the state of an optimizer, or its shapes. An array whose path or shape is no
+        parameter's is whole on every device.
+        """
+        return _shardings_like(self.shapes.params, tree, self.mesh)
+
+    def __str__(self) -> str:
+        return table.printed(self)
+
+    __repr__ = __str__
+
+
+def plan(
+    layer: Layer[P, S, X, Y], x: X, rules: Rules, mesh: Mesh | AbstractMesh, *,
+    x_spec: Any = None, outputs: Sequence[tuple[str, PartitionSpec]] = (),
+    gathered: Sequence[str] | None = None, optimizer: Optimizer | None = None,
+) -> Plan[P, S, X, Y]:
+    """Return where the arrays of a model lie on a mesh, by rules that are checked.
+
+    A rule is a pattern of the paths of params, as in `mlax.mask`, and a PartitionSpec; the first
+    that matches counts. A strategy is a rule for all that is left, which knows our layers:
+
+        "data"          params are whole on every device, and the batch is split
+        "fsdp"          params are stored in parts over "data", and gathered where they are used
+        "tensor"        heads, hidden features and entries of embeddings are split over "model"
+        "expert"        the experts of `mlax.moe` are split over "expert"
+        "fsdp+tensor"   several at once
+
+    What a strategy cannot divide, such as 6 heads over 4 devices, it leaves whole, as the printed
+    plan shows. Variables are whole, but for caches of attention and for the weights in `mlax.lora`
+    and `mlax.quantized`; a rule for "variables.*" says otherwise.
+
+    Args:
+        layer: any layer, with a batch axis: see `mlax.batched`.
+        x: an input of the whole batch, or its shapes and dtypes.
+        rules: a strategy, or a list of rules, of which the last may be a strategy.
+        mesh: a mesh, which needs no devices if abstract.
+        x_spec: how x is sharded: a PartitionSpec for all arrays, or a tree of them like x. None
+            splits the leading axis over those of the axes "replica", "data" and "expert" that
+            there are.
+        outputs: rules for outputs of layers by the paths of these; "" is the model, whose output
+            is sharded as the batch otherwise. The spec is of the array as the layer returns it:
+            of one example in `mlax.batched`. Other layers ask by `out_sharding`.
+        gathered: axes of the mesh over which params are stored in parts by your own rules, and
+            gathered where they are used. None means those of x_spec, but for "expert".
+        optimizer: one whose state is planned too, such as one of optax.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: the rules do not fit: arrays that none matches, rules that match none or come
+            too late, unknown axes of the mesh, axes used twice, lengths that they do not divide.
+            All of that is told at once, by path.
+
+    >>> import jax, jax.numpy as jnp, mlax
+    >>> from jax.sharding import AbstractMesh
+    >>> model = mlax.series(mlax.dense(512), mlax.f(jax.nn.relu), mlax.dense(256))
+    >>> x = jax.ShapeDtypeStruct((1024, 256), jnp.float32)
+    >>> mlax.sharding.plan(model, x, "fsdp+tensor", AbstractMesh((4, 2), ("data", "model")))
+    """
+    read_layer("plan", "layer", layer)
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise TypeError(message("plan", "mesh", "a Mesh or an AbstractMesh", described(mesh)))
+    read, sizes = read_rules("plan", rules), mesh.shape
+    of_outputs = [read_pair("plan", "outputs", rule) for rule in outputs]
+    model = abstract_model("plan", layer, x)
+    findings = list(missing_axes(read, sizes))
+
+    batch_axes = PartitionSpec(tuple(name for name in BATCH_AXES if name in sizes) or None)
+    x_specs = _specs_like(model.x, batch_axes if x_spec is None else x_spec)
+    for path, leaf, spec in zip(paths({"x": model.x}), jax.tree.leaves(model.x), x_specs):
+        findings += wrong_spec(path, leaf.shape, spec, sizes)
+    batch = PartitionSpec(*next(filter(None, x_specs), ())[:1])
+    if gathered is None:
+        gathered = [name for spec in x_specs for name in names_in(spec) if name != "expert"]
+    elif not set(gathered) <= set(sizes):
+        wanted = f"axes of the mesh, {', '.join(map(repr, sizes))}"
+        raise ValueError(message("plan", "gathered", wanted, repr(gathered)))
+    if optimizer is not None and not callable(getattr(optimizer, "init", None)):
+        raise TypeError(message("plan", "optimizer", "one with a function init", described(optimizer)))
+
+    params, variables = leaves_of(model)
+    specs_of_params, specs_of_variables = (
+        resolve(read, leaves, batch, gathered, sizes, findings) for leaves in (params, variables)
+    )
+    findings += dead_rules(read, [leaf.path for leaf in (*params, *variables)])
+    layers = [".".join(path) for path, _ in layers_by_path(model.child)]
+    findings += wrong_outputs(of_outputs, layers, sizes)
+    y_specs = []
+    for leaf in jax.tree.leaves(model.output):
+        is_batched = leaf.shape[:1] == jax.tree.leaves(model.x)[0].shape[:1] != ()
+        y_specs.append(first_spec(of_outputs, "") or (batch if is_batched else PartitionSpec()))
+        findings += wrong_spec("y", leaf.shape, y_specs[-1], sizes)
+    if findings:
+        text = "".join(f"\n  {finding}" for finding in findings)
+        raise ValueError(f"plan: the rules do not fit the model and the mesh:{text}")
+
+    def placed(tree: Any, specs: Iterable[PartitionSpec]) -> Any:
+        leaves, structure = jax.tree.flatten(tree)
+        shardings = (NamedSharding(mesh, spec) for spec in specs)
+        return structure.unflatten(map(_with_sharding, leaves, shardings))
+
+    placed_params = placed(model.params, (specs.stored for specs in specs_of_params))
+    state = model.child.state(placed(model.variables, (s.stored for s in specs_of_variables)))
+    shapes = Shapes(
+        placed_params, state, placed(model.x, x_specs), placed(model.output, y_specs), None
+    )
+    if optimizer is not None:
+        found = jax.eval_shape(optimizer.init, model.params)
+        shardings = _shardings_like(placed_params, found, mesh)
+        shapes = shapes._replace(optimizer=jax.tree.map(_with_sharding, found, shardings))
+    gathered_params = {
+        leaf.path: (specs.used, leaf.owner.path)
+        for leaf, specs in zip(params, specs_of_params, strict=True)
+        if (*specs.stored, *[None] * (len(specs.used) - len(specs.stored))) != (*specs.used,)
+    }
+    roles = {"experts": ("expert",), "tokens": tuple(n for n in gathered if n != "expert")}
+    roles = {role: names for role, names in roles.items() if names and {*names} <= {*sizes}}
+    inside = Constraints(gathered_params, functools.partial(first_spec, (*of_outputs,)), roles)
+    return Plan(layer, mesh, shapes, model, inside)
+
+
+def _specs_like(x: Any, specs: Any) -> list[PartitionSpec]:
+    """Return the spec of each array of x, by one for all or a tree of them."""
+    if isinstance(specs, PartitionSpec):
+        return [specs if leaf.shape else PartitionSpec() for leaf in jax.tree.leaves(x)]
+    found = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    is_spec = all(isinstance(spec, PartitionSpec) for spec in found)
+    if not is_spec or len(found) != len(jax.tree.leaves(x)):
+        wanted = "a PartitionSpec, or a tree of them like x"
+        raise TypeError(message("plan", "x_spec", wanted, repr(specs)))
+    return found
+
+
+def _with_sharding(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def _specs(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding.spec, tree)
+
+
+def _shardings_like(params: Any, tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """Return the sharding of each array of a tree by the parameter that its path ends with."""
+    known = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> Any:
+        for start in range(len(path) + 1):
+            like = known.get(path_of(path[start:]))
+            if like is not None and like.shape == leaf.shape:
+                return like.sharding
+        return whole
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def _with_free_axes(spec: PartitionSpec, leaf: Any) -> PartitionSpec:
+    """Return a spec that leaves the axes after its own to the compiler."""
+    free = [PartitionSpec.UNCONSTRAINED] * (leaf.ndim - len(spec))
+    return PartitionSpec(*spec, *free)
+
+
+def _saves(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Return whether the backward pass keeps a value: not gathered params, it gathers again."""
+    return bool(primitive.name != "sharding_constraint")

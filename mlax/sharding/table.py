@@ -1,0 +1,84 @@
+"""A plan as a table: where each parameter lies, and the bytes of everything on each device."""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax.extend.core import Literal
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from mlax.sharding.strategies import names_in
+from mlax.summaries import short, spelled
+from mlax.tree import nbytes, paths
+
+if TYPE_CHECKING:
+    from mlax.sharding.planning import Plan
+
+_LINE = "{:<33} {:<20} {:<16} {:>8}"
+
+
+def printed(plan: "Plan[Any, Any, Any, Any]") -> str:
+    """Return the table of a plan, at most 80 columns wide."""
+    head = _LINE.format("parameter", "whole", "split over", "bytes")
+    shapes = plan.shapes
+    rows = [head, "-" * len(head)]
+    for path, leaf in zip(paths(shapes.params), jax.tree.leaves(shapes.params), strict=True):
+        cells = path, spelled(leaf), _axes(leaf.sharding.spec)
+        cut = (_cut(cell, width) for cell, width in zip(cells, (33, 20, 16), strict=True))
+        rows.append(_LINE.format(*cut, short(bytes_on_device(leaf))))
+    sizes = ", ".join(f"{name} {size}" for name, size in plan.mesh.shape.items())
+    rows += ["", f"on each of {plan.mesh.size} devices ({sizes})"]
+    parts = bytes_by_part(plan)
+    for name, size in {**parts, "sum": sum(parts.values())}.items():
+        rows.append(f"  {name:<24} {short(size):>8}")
+    return "\n".join(rows)
+
+
+def bytes_by_part(plan: "Plan[Any, Any, Any, Any]") -> dict[str, int]:
+    """Return the bytes on each device of what a training step needs."""
+    shapes = plan.shapes
+    parts = {
+        "params": shapes.params, "gradients": shapes.params, "optimizer": shapes.optimizer,
+        "variables": shapes.state, "x": shapes.x,
+    }
+    found = {name: sum(map(bytes_on_device, jax.tree.leaves(p))) for name, p in parts.items()}
+    return {**found, "activations (estimate)": activation_bytes(plan)}
+
+
+def bytes_on_device(leaf: Any) -> int:
+    """Return the bytes of the part of an array that a device holds."""
+    size: int = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return size
+
+
+def activation_bytes(plan: "Plan[Any, Any, Any, Any]") -> int:
+    """Estimate the bytes on each device that the backward pass keeps of the forward pass.
+
+    All are counted as split like the batch, and no more: what a layer computes in parts is less.
+    """
+    names = plan.mesh.axis_names
+    automatic = AbstractMesh(plan.mesh.axis_sizes, names, (AxisType.Auto,) * len(names))
+    untyped = dataclasses.replace(plan, mesh=automatic)
+
+    def kept(params: Any, state: Any, x: Any, rng: Any) -> list[Any]:
+        _, backward = jax.vjp(lambda params: untyped.apply(params, state, x, rng)[0], params)
+        return jax.tree.leaves(backward)
+
+    model = plan.model
+    args = model.params, model.child.state(model.variables), model.x, model.rng
+    jaxpr = jax.make_jaxpr(kept)(*args).jaxpr
+    given = {*jaxpr.invars, *jaxpr.constvars}
+    new = {v for v in jaxpr.outvars if not isinstance(v, Literal) and v not in given}
+    batch = next((leaf.sharding.spec for leaf in jax.tree.leaves(plan.shapes.x) if leaf.ndim), ())
+    shards: int = math.prod(plan.mesh.shape[name] for name in names_in(batch))
+    return nbytes([v.aval for v in new]) // shards
+
+
+def _axes(spec: PartitionSpec) -> str:
+    """Return the axes of the mesh for each axis of an array, "-" where it is whole."""
+    return ", ".join("+".join(map(str, names_in([entry]))) or "-" for entry in spec)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mlax.combinators.lora import init_lora, lora, merge_lora
     from mlax.combinators.moe import MoeInputs, moe
     from mlax.combinators.parallel import parallel
+    from mlax.combinators.pipeline import pipeline
     from mlax.combinators.quantized import init_quantized, merge_quantized, quantized
     from mlax.combinators.recurrent import recurrent
     from mlax.combinators.remat import remat
@@ -108,7 +109,7 @@ else:
     _HOMES = {name: path for path, names in _LATER.items() for name in names.split()}
     for _name in (
         "batched bidirectional block branch carried cast composed ensemble frozen parallel "
-        "recurrent remat repeat replaced residual series stochastic_depth switch tap"
+        "pipeline recurrent remat repeat replaced residual series stochastic_depth switch tap"
     ).split():
         _HOMES[_name] = f"mlax.combinators.{_name}"
     for _name in (
@@ -147,7 +148,7 @@ __all__ = [
     "is_non_trainable_param", "is_trainable_param", "layer", "layer_norm", "linear", "load", "lora",
     "lru", "lru_cell", "lstm_cell", "mamba_block", "map_with_path", "mask", "max_pool",
     "merge_lora", "merge_quantized", "min_gru", "min_gru_cell", "mlp", "models", "moe", "multiply",
-    "nbytes", "needs_rng", "nn", "parallel", "parameter", "partition", "paths", "pool",
+    "nbytes", "needs_rng", "nn", "parallel", "parameter", "partition", "paths", "pipeline", "pool",
     "position_embedding", "positions", "quantized", "recurrent", "relative_bias", "remat", "repeat",
     "replaced", "residual", "rms_norm", "rnn_cell", "save", "scaler", "selective_ssm",
     "selective_ssm_cell", "separable_conv", "series", "stateless", "stochastic_depth", "sum_pool",

@@ -20,6 +20,7 @@ from mlax.combinators.child import Child, Nothing, shapes
 from mlax.combinators.composed import ComposedConfig
 from mlax.combinators.ensemble import EnsembleConfig
 from mlax.combinators.moe import MoeConfig
+from mlax.combinators.pipeline import PipelineConfig
 from mlax.combinators.repeat import RepeatConfig
 from mlax.flow import INPUT, OUTPUT, Flow, Graph, Join, Node, Path, flow
 from mlax.summaries import abstract_model, layers_by_path, read_depth, spelled
@@ -191,7 +192,7 @@ def _title(keys: Sequence[str], chain: tuple[Child, ...]) -> tuple[str, str]:
 def _copies(child: Child) -> int | None:
     """Return how many copies of a layer there are in a loop or a map, if it says so."""
     config: Any = child.config
-    if isinstance(config, RepeatConfig | EnsembleConfig):
+    if isinstance(config, RepeatConfig | EnsembleConfig | PipelineConfig):
         return config.n
     return config.num_experts if isinstance(config, MoeConfig) else None
 

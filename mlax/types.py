@@ -29,6 +29,7 @@ from mlax.combinators.frozen import FrozenConfig
 from mlax.combinators.join import AddConfig, ConcatenateConfig, Entries, MultiplyConfig
 from mlax.combinators.lora import Adapter, LoraConfig, LoraVariables
 from mlax.combinators.moe import MoeConfig, MoeInputs, MoeParams, Routed
+from mlax.combinators.pipeline import PipelineConfig
 from mlax.combinators.quantized import Int8, QuantizedConfig, QuantizedVariables
 from mlax.combinators.recurrent import RecurrentConfig
 from mlax.combinators.remat import RematConfig
@@ -97,7 +98,7 @@ __all__ = [
     "LoraConfig", "LoraVariables", "LruCellConfig", "LruConfig", "LruParams", "LstmCellConfig",
     "MaxPoolConfig", "MinGruCellConfig", "MinGruConfig", "MinGruParams", "MoeConfig", "MoeInputs",
     "MoeParams", "Momentum", "MultiplyConfig", "NormParams", "NormalizedAxis", "Number", "Padding",
-    "Pair", "ParameterConfig", "ParameterParams", "PoolConfig", "PositionBias",
+    "Pair", "ParameterConfig", "ParameterParams", "PipelineConfig", "PoolConfig", "PositionBias",
     "PositionEmbeddingConfig", "PositionEmbeddingParams", "PositionEmbeddingVariables", "Precision",
     "Product", "QuantizedConfig", "QuantizedVariables", "Rate", "RecurrentConfig",
     "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig", "RnnCellConfig",

@@ -102,6 +102,32 @@ def keys_in_mapped_switch() -> None:
         jax.jit(jax.vmap(draw))(jnp.arange(2), jax.random.split(jax.random.key(0)))
 
 
+def mapped_shard_map() -> None:
+    """Map `shard_map` over examples that lie on another axis of its mesh."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
+    over_model = PartitionSpec("model")
+    sine = jax.shard_map(
+        jnp.sin, mesh=mesh, in_specs=over_model, out_specs=over_model, axis_names={"model"}
+    )
+    jax.jit(jax.vmap(sine, spmd_axis_name="data"))(jnp.ones((8, 2)))
+
+
+def keys_in_mapped_loops() -> None:
+    """Draw in a loop in a loop, mapped over keys."""
+    def draw(x: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+        return x + jax.random.normal(key), None
+
+    def outer(x: jax.Array, keys: jax.Array) -> tuple[jax.Array, None]:
+        return lax.scan(draw, x, keys)[0], None
+
+    def drawn(key: jax.Array) -> jax.Array:
+        total: jax.Array = lax.scan(outer, jnp.zeros(()), jax.random.split(key, (2, 3)))[0]
+        return total
+
+    with jax.debug_key_reuse(True):
+        jax.jit(jax.vmap(drawn))(jax.random.split(jax.random.key(0)))
+
+
 class Reason(NamedTuple):
     """Why a layer can't do it."""
 
@@ -162,7 +188,17 @@ REASONS = [
         "a key in a branch of lax.switch under vmap counts as used twice",
         keys_in_mapped_switch, "is already consumed",
     ),
+    Reason(
+        "j", "Cannot lower jaxpr with verifier errors[\\s\\S]*sdy.manual_computation",
+        "vmap of shard_map with spmd_axis_name: leave it out", mapped_shard_map, "Manual",
+    ),
+    Reason(
+        "k", r"In scan, argument \d is already consumed",
+        "keys for a loop in a loop under vmap count as used twice",
+        keys_in_mapped_loops, "is already consumed",
+    ),
     Reason("-", "x has one axis", "x has one axis"),
+    Reason("-", "expected a batch that microbatches", "the axis is cut: export 2*batch examples"),
     Reason(
         "-",
         "to fit (parameters|running statistics)|, as the kernel has, in axis 0|one for each set of variables"

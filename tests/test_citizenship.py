@@ -9,10 +9,10 @@ from .laws.registry import Case
 
 EXPLAINED = {
     "explicit_mesh": "c", "explicit_features": "cdefg", "auto_mesh": "",
-    "shard_map_checked": "a", "shard_map": "", "spmd_axis_name": "",
+    "shard_map_checked": "a", "shard_map": "", "spmd_axis_name": "j",
     "symbolic_batch": "b-", "symbolic_length": "bh-",
     "strict_float32": "", "strict_bfloat16": "", "rank_promotion": "", "tracer_leaks": "",
-    "debug_nans": "", "key_reuse": "i", "donation": "", "rbg_keys": "", "x64": "",
+    "debug_nans": "", "key_reuse": "ik", "donation": "", "rbg_keys": "", "x64": "",
 }
 """The letters of the reasons that a cell of each column may have."""
 

@@ -61,9 +61,14 @@ class Repeat(Transform[Any, State[Any, RepeatConfig], Any, Any]):
 
 def apply(call: Call, config: RepeatConfig, params: Any, variables: Any, x: Any) -> tuple[Any, Any]:
     """Return the output of the last copy: see `mlax.repeat`."""
+    require_copies("repeat", params, config.n)
+    keys = copy_keys(call.rng, config.n) if config.layer.needs_rng else None
+    return in_series(call, config, (params, variables, keys), x)
+
+
+def in_series(call: Call, config: RepeatConfig, copies: Any, x: Any) -> tuple[Any, Any]:
+    """Return the output of the last of n copies, which are their params, variables and keys."""
     child, n, unroll, remat, policy = config
-    require_copies("repeat", params, n)
-    keys = copy_keys(call.rng, n) if child.needs_rng else None
 
     def step(x: Any, copy: tuple[Any, Any, Key | None]) -> tuple[Any, Any]:
         p, v, key = copy
@@ -71,8 +76,8 @@ def apply(call: Call, config: RepeatConfig, params: Any, variables: Any, x: Any)
 
     if remat or policy is not None:
         step = jax.checkpoint(step, prevent_cse=False, policy=policy)
-    x = mesh.settled(step, x, (params, variables, keys), n)
-    y, variables = lax.scan(step, x, (params, variables, keys), n, unroll=unroll)
+    x = mesh.settled(step, x, copies, n)
+    y, variables = lax.scan(step, x, copies, n, unroll=unroll)
     return y, variables
 
 

@@ -849,6 +849,31 @@ CASES = (
     ),
     Case(name="repeat-of-spies", layer=mlax.repeat(spy(), 3), x=normal(3), over_batch=True),
     Case(
+        name="pipeline",
+        layer=mlax.pipeline(
+            mlax.residual(mlax.series(mlax.linear(2), mlax.dropout(0.5, (0, 1)))), 6,
+            microbatches=2, axis_name="model", remat=True,
+        ),
+        x=normal(4, 2),
+        of_layers=True,
+    ),
+    Case(
+        name="pipeline-of-norms",
+        layer=mlax.pipeline(
+            mlax.batched(mlax.series(mlax.linear(2), mlax.z_norm("all"))), 6,
+            microbatches=3, axis_name="model",
+        ),
+        x=normal(6, 2),
+        over_batch=True,
+        of_layers=True,
+    ),
+    Case(
+        name="pipeline-of-spies",
+        layer=mlax.pipeline(spy(), 6, microbatches=2, axis_name="model"),
+        x=normal(2, 3),
+        over_batch=True,
+    ),
+    Case(
         name="remat",
         layer=mlax.remat(
             mlax.series(mlax.linear(3), mlax.f_rng(noise, without_noise)),

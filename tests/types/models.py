@@ -203,6 +203,8 @@ def variables_survive() -> None:
         assert_type(state.variables, BlockVariables)
     assert_type(mlax.batched(block, state_axis=0).init(key, x)[1].variables[1].mean, Array)
     assert_type(mlax.repeat(block, 3).init(key, x)[1].variables[1].mean, Array)
+    staged = mlax.pipeline(block, 3, microbatches=2)
+    assert_type(staged.init(key, x)[1].variables[1].mean, Array)
     assert_type(mlax.ensemble(block, 3).init(key, x)[1].variables[1].mean, Array)
     assert_type(mlax.moe(mlax.dense(2), 3).init(key, x)[0].experts.kernel, Array)
     assert_type(mlax.cast(block, compute_dtype="bf16").init(key, x)[1].variables[1].mean, Array)

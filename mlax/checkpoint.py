@@ -15,6 +15,7 @@ Nothing is needed but NumPy. Where orbax is preferred, it takes the same trees:
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -140,7 +141,8 @@ def save(
     writes its own shards, and the first one what is no array of jax.
 
     The path names the old file till the new one is complete and on the disk. If the program is
-    killed, the old one stays.
+    killed, or one of several processes, the old one stays. The others wait for that one as any
+    collective does: till `jax.distributed` misses its heartbeats, or the collective fails.
 
     Args:
         path: the file, such as "model.safetensors". If it ends in ".index.json", as in
@@ -154,8 +156,9 @@ def save(
 
     Raises:
         TypeError: a leaf is no array or number, or its dtype is none of the format (int4).
-        ValueError: two leaves have one path, or an array was donated.
-        OSError: the file can't be written.
+        ValueError: two leaves have one path, an array was donated, or processes give other trees.
+        OSError: the file can't be written, by this process or by another one.
+        ConnectionError: another process ended. It is an OSError, too.
 
     >>> import jax.numpy as jnp, mlax, pathlib, tempfile
     >>> tree = {"params": {"kernel": jnp.ones((2, 3))}, "steps": 7}
@@ -184,16 +187,7 @@ def save(
     if path.name.endswith(_INDEX):
         writer.write_several(path, _MOST_BYTES if max_bytes is None else max_bytes)
     else:
-        writer.write(path, list(leaves), _token(is_shared))
-
-
-def _token(is_shared: bool) -> str:
-    """Return a part of the names of new files; it is the same in all processes that write them."""
-    token = secrets.token_bytes(4)
-    if is_shared:
-        numbers = multihost_utils.broadcast_one_to_all(np.frombuffer(token, np.uint8))
-        token = np.asarray(numbers).tobytes()
-    return token.hex()
+        writer.write(path, list(leaves), writer.token(path))
 
 
 class _Writer(NamedTuple):
@@ -211,32 +205,56 @@ class _Writer(NamedTuple):
         """Whether this process makes the files."""
         return jax.process_index() == 0 or not self.is_shared
 
-    def meet(self) -> None:
-        """Wait for the other processes."""
+    def token(self, path: Path, max_bytes: int | None = None) -> str:
+        """Return a part of the names of new files; it is the same in all processes."""
+        token = secrets.token_bytes(4)
         if self.is_shared:
-            multihost_utils.sync_global_devices("mlax.save")
+            plan = path.name, max_bytes, self.kinds, self.metadata, self.checksum
+            digest = hashlib.sha256(repr(plan).encode()).digest()
+            rows = _gathered(np.frombuffer(token + digest, np.uint8))
+            others = np.flatnonzero((rows[:, 4:] != rows[0, 4:]).any(1)).tolist()
+            if others:
+                what = "the same names, shapes, dtypes and arguments in all processes"
+                raise ValueError(expected("save", what, f"other ones in {others} than in 0"))
+            token = rows[0, :4].tobytes()
+        return token.hex()
+
+    @contextlib.contextmanager
+    def together(self, path: Path) -> Iterator[None]:
+        """Do a step of writing a file in all processes; raise in each if it fails in any."""
+        try:
+            yield
+        except Exception:
+            if self.is_shared:
+                _gathered(np.array(True))
+            raise
+        failed = np.flatnonzero(_gathered(np.array(False))).tolist() if self.is_shared else []
+        if failed:
+            got = f"an error in {failed}, which tell it"
+            raise OSError(expected("save", f"all processes to write {path}", got))
 
     def write(self, path: Path, names: list[str], token: str) -> None:
         """Write a file with the leaves of these names."""
         shapes = {name: self.kinds[name][:2] for name in names}
         planned = layout(shapes, self.metadata, self.checksum)
-        if self.is_first:
-            with replacing(path, token) as file:
-                file.write(planned.header)
-                file.truncate(planned.size)
-                file.flush()
-                self.meet()
-                self.write_parts(file, planned)
-                self.meet()
-                if self.checksum:
+        with contextlib.ExitStack() as stack:
+            with self.together(path):
+                file = stack.enter_context(replacing(path, token)) if self.is_first else None
+                if file is not None:
+                    file.write(planned.header)
+                    file.truncate(planned.size)
+                    file.flush()
+            with self.together(path):
+                if file is not None:
+                    self.write_parts(file, planned)
+                else:
+                    with open(partial_path(path, token), "r+b") as other:
+                        self.write_parts(other, planned)
+                        sync(other)
+            with self.together(path):
+                if file is not None and self.checksum:
                     write_checksum(file, planned.header)
-        else:
-            self.meet()
-            with open(partial_path(path, token), "r+b") as file:
-                self.write_parts(file, planned)
-                sync(file)
-            self.meet()
-        self.meet()
+                stack.close()
 
     def write_parts(self, file: BinaryIO, planned: Layout) -> None:
         """Write what this process has to write."""
@@ -263,24 +281,28 @@ class _Writer(NamedTuple):
 
     def write_several(self, path: Path, max_bytes: int) -> None:
         """Write several files, then the index, which tells which of them count."""
-        groups, token = self.groups(max_bytes), _token(self.is_shared)
+        groups, token = self.groups(max_bytes), self.token(path, max_bytes)
         stem, suffix = os.path.splitext(path.name.removesuffix(_INDEX))
         name_of = f"{stem}-{token}-{{:05}}-of-{len(groups):05}{suffix}".format
         files = {name_of(i): names for i, names in enumerate(groups, 1)}
         for file, names in files.items():
             self.write(path.with_name(file), names, token)
-        if self.is_first:
-            total = {"total_size": sum(kind.nbytes for kind in self.kinds.values())}
-            places = {name: file for file, names in files.items() for name in names}
-            with replacing(path) as index:
-                text = json.dumps({"metadata": total, "weight_map": places}, indent=1)
-                index.write(text.encode())
-            start, stop = re.escape(stem), re.escape(suffix)
-            former = rf"\.?{start}-[0-9a-f]{{8}}-\d+-of-\d+{stop}(\.[0-9a-f]{{8}}\.partial)?"
-            for other in path.parent.iterdir():
-                if re.fullmatch(former, other.name) and other.name not in files:
-                    other.unlink(missing_ok=True)
-        self.meet()
+        with self.together(path):
+            if self.is_first:
+                self.write_index(path, files)
+                start, stop = re.escape(stem), re.escape(suffix)
+                former = rf"\.?{start}-[0-9a-f]{{8}}-\d+-of-\d+{stop}(\.[0-9a-f]{{8}}\.partial)?"
+                for other in path.parent.iterdir():
+                    if re.fullmatch(former, other.name) and other.name not in files:
+                        other.unlink(missing_ok=True)
+
+    def write_index(self, path: Path, files: Mapping[str, list[str]]) -> None:
+        """Write which file has which leaves."""
+        total = {"total_size": sum(kind.nbytes for kind in self.kinds.values())}
+        places = {name: file for file, names in files.items() for name in names}
+        with replacing(path) as index:
+            text = json.dumps({"metadata": total, "weight_map": places}, indent=1)
+            index.write(text.encode())
 
     def groups(self, max_bytes: int) -> list[list[str]]:
         """Return the names in each file."""
@@ -293,6 +315,16 @@ class _Writer(NamedTuple):
             groups[-1].append(name)
             total += kind.nbytes
         return groups
+
+
+def _gathered(mine: Array) -> Array:
+    """Return what all processes give, a row for each; this waits for them."""
+    try:
+        return np.asarray(multihost_utils.process_allgather(mine))
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of the two is up to jax
+        way_out = "the path names the old file, or the new one if that is complete"
+        text = expected("save", "an answer of all processes", error, way_out)
+        raise ConnectionError(text) from error
 
 
 # Loading.

@@ -373,6 +373,15 @@ def test_a_missing_file_raises(tmp_path: Path) -> None:
         mlax.load(tmp_path / "a", {})
 
 
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors.index.json"
+    mlax.save(path, {"a": X, "b": X}, max_bytes=1)
+    (part,) = tmp_path.glob("*-00002-of-00002.safetensors")
+    part.unlink()
+    with pytest.raises(FileNotFoundError, match=part.name):
+        mlax.load(path, {"a": X, "b": X})
+
+
 def test_an_index_of_the_hub_is_read(tmp_path: Path) -> None:
     reference = pytest.importorskip("safetensors.numpy")
     files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -507,7 +516,9 @@ def test_two_processes_write_one_file(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0], errors
     whole = np.arange(48, dtype=np.float32).reshape(8, 6)
     like = {**dict.fromkeys(("rows", "columns", "both", "whole"), whole), "steps": 3}
-    require_equal(mlax.load(tmp_path / "one.safetensors", like), like)
+    for name in ["one.safetensors", "several.safetensors.index.json"]:
+        require_equal(mlax.load(tmp_path / name, like, checksum=True), like)
+    assert not [file for file in tmp_path.iterdir() if file.suffix == ".partial"]
 
 
 def test_orbax_takes_the_same_trees(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ T = TypeVar("T")
 class Constraints(NamedTuple):
     """What a plan wants of a model."""
 
-    params: Mapping[str, tuple[PartitionSpec, tuple[str, ...]]]
-    """By the path of each parameter that is moved to be used: where to, and the path of its layer."""
+    params: Mapping[tuple[str, ...], Mapping[str, PartitionSpec]]
+    """By the path of a layer whose own params are moved while it runs: where each goes."""
     outputs: Callable[[str], PartitionSpec | None]
     """By the path of a layer: where its output lies; None leaves it to the compiler."""
     roles: Mapping[str, tuple[str, ...]]
@@ -57,25 +57,41 @@ def are_set() -> bool:
     return _CONSTRAINTS.get() is not None
 
 
-def used_params(params: T) -> T:
-    """Return the params of a layer, without those of layers inside, where they lie while it runs.
+def gathering(apply: Callable[..., T]) -> Callable[..., T]:
+    """Return `apply` of a layer, made to move its own params to where they lie while it runs.
 
     It is for the innermost layer with a path: of copies of a `mlax.repeat`, each is moved when it
-    runs, and after its dtype was cast.
+    runs, and after its dtype was cast. The backward pass moves params again rather than keep them.
+    (A policy for the whole model would overrule every `mlax.remat` in it.)
     """
     constraints = _CONSTRAINTS.get()
-    assert constraints is not None, "used_params is for a model that runs by a plan"
-    layer = constraints.path
+    specs = None if constraints is None else constraints.params.get(constraints.path)
+    if specs is None:
+        return apply
 
     def place(path: Any, leaf: Any) -> Any:
-        found = constraints.params.get(".".join((*layer, *filter(None, [path_of(path)]))))
-        if found is None or found[1] != layer:
+        spec = specs.get(path_of(path))
+        if spec is None:
             return leaf
-        spec = tuple(found[0])
         return lax.with_sharding_constraint(leaf, PartitionSpec(*spec[len(spec) - leaf.ndim :]))
 
-    placed: T = jax.tree_util.tree_map_with_path(place, params)
-    return placed
+    def run(
+        params: Any, state: Any, x: Any, rng: Any, inference_mode: Any, batch_axis_name: Any
+    ) -> T:
+        def gathered(params: Any, state: Any, x: Any, rng: Any) -> T:
+            params = jax.tree_util.tree_map_with_path(place, params)
+            return apply(params, state, x, rng, inference_mode, batch_axis_name)
+
+        if not inference_mode:
+            gathered = jax.checkpoint(gathered, policy=_saves)
+        return gathered(params, state, x, rng)
+
+    return run
+
+
+def _saves(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Return whether the backward pass keeps what a primitive returns: not params moved."""
+    return bool(primitive.name != "sharding_constraint")
 
 
 def output(y: T, asked: PartitionSpec | None) -> T:
@@ -96,7 +112,8 @@ def split(x: jax.Array, *roles: str) -> jax.Array:
     if constraints is None:
         return x
     spec = (constraints.roles.get(role) for role in roles)
-    return lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    split: jax.Array = lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    return split
 
 
 def constrained(tree: T, spec: PartitionSpec | None) -> T:

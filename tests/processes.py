@@ -85,12 +85,12 @@ def initial() -> Tree:
             "steps": jnp.int32(0)}
 
 
-def train_step(run: Tree, tokens: jax.Array) -> tuple[Tree, jax.Array]:
+def train_step(apply: Any, run: Tree, tokens: jax.Array) -> tuple[Tree, jax.Array]:
     """Return the state of the run after a step, and its loss."""
 
     def loss(params: Tree) -> tuple[jax.Array, Tree]:
         rng = jax.random.fold_in(jax.random.key(1), run["steps"])
-        logits, state = MODEL.apply(params, run["state"], tokens[:, :-1], rng)
+        logits, state = apply(params, run["state"], tokens[:, :-1], rng)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
         return jnp.mean(losses), state
 
@@ -99,18 +99,6 @@ def train_step(run: Tree, tokens: jax.Array) -> tuple[Tree, jax.Array]:
     params = optax.apply_updates(run["params"], updates)
     steps = run["steps"] + 1
     return {"params": params, "state": state, "optimizer": optimizer, "steps": steps}, value
-
-
-def shardings(run: Tree, mesh: Mesh) -> Tree:
-    """Return where each array lies: the longest axis that can be is divided among all devices."""
-
-    def sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        divisible = [axis for axis, n in enumerate(leaf.shape) if n % mesh.size == 0]
-        longest = max(divisible, key=leaf.shape.__getitem__, default=None)
-        names = ["data" if axis == longest else None for axis in range(len(leaf.shape))]
-        return NamedSharding(mesh, PartitionSpec(*names))
-
-    return jax.tree.map(sharding, run)
 
 
 # A process.
@@ -174,22 +162,28 @@ def work(task: Task) -> None:
 def train(task: Task) -> None:
     """Train on all devices of all processes."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
-    batch = NamedSharding(mesh, PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((BATCH_SIZE, LENGTH), jnp.int32)
+    plan = mlax.sharding.plan(MODEL, x, "fsdp", mesh, optimizer=OPTIMIZER)
+    whole = NamedSharding(mesh, PartitionSpec())
+    placed = {
+        "params": plan.params, "state": plan.state, "optimizer": plan.optimizer, "steps": whole
+    }
     shapes = jax.eval_shape(initial)
-    placed = shardings(shapes, mesh)
     if task.path.exists():
         like = jax.tree.map(lambda leaf, at: leaf.update(sharding=at), shapes, placed)
         run = mlax.load(task.path, like, checksum=True)
     else:
         run = jax.jit(initial, out_shardings=placed)()
-    step = jax.jit(train_step, out_shardings=(placed, None), donate_argnums=0)
+    step = jax.jit(
+        functools.partial(train_step, plan.apply), out_shardings=(placed, None), donate_argnums=0
+    )
 
     shards = [shard for leaf in jax.tree.leaves(run) for shard in leaf.addressable_shards]
     say(nbytes=sum(shard.data.nbytes for shard in shards))
     for i in range(int(run["steps"]), task.stop):
         # Each process makes the rows that lie on its devices.
         shape = BATCH_SIZE, LENGTH + 1
-        tokens = jax.make_array_from_callback(shape, batch, functools.partial(rows, i))
+        tokens = jax.make_array_from_callback(shape, plan.x, functools.partial(rows, i))
         run, loss = step(run, tokens)
         fails = task.process == task.victim and i == task.failing_step
         if fails and task.failure in SIGNALS:

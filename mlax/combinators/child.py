@@ -436,11 +436,11 @@ def apply_child(
         call = rng, inference_mode, batch_axis_name
         apply: Any = child.apply
         with _scope(child.key, kind), taps.below(child.key), constraints.below(child.key):
-            if constraints.are_set() and not has_only_child(child.config):
-                params = constraints.used_params(params)
             if isinstance(apply, BoundApply):  # a call less on the stack: models may be deep
                 state = apply.admitted(params, state, x, *call)
                 apply = apply.pair.unchecked_apply
+            if constraints.are_set() and not has_only_child(child.config):
+                apply = constraints.gathering(apply)
             result = taps.marked(apply(params, state, x, *call))
             y, state = _pair_of(kind, "apply", "(y, state)", result)
             y = constraints.output(y, getattr(child.config, "out_sharding", None))

@@ -10,6 +10,7 @@ from mlax.combinators.child import Child
 from mlax.combinators.ensemble import EnsembleConfig
 from mlax.combinators.lora import LoraConfig
 from mlax.combinators.moe import MoeConfig
+from mlax.combinators.pipeline import PipelineConfig
 from mlax.combinators.quantized import QuantizedConfig
 from mlax.combinators.repeat import RepeatConfig
 from mlax.layers.conv import ConvConfig
@@ -37,6 +38,8 @@ class Owner(NamedTuple):
     """The number of leading axes of its arrays that hold copies of it."""
     expert_axis: int | None
     """Which of these holds the experts of a `mlax.moe`, if any does."""
+    stage_axis: tuple[int, str] | None
+    """Which of these holds the copies of a `mlax.pipeline`, and its axis of the mesh, if any."""
 
     @property
     def config(self) -> Any:
@@ -96,10 +99,15 @@ def _owners(layers: Iterable[tuple[Path, tuple[Child, ...]]]) -> dict[Path, Owne
     products: Counter[Path] = Counter()
     for path, chain in layers:
         above = owners.get(path[:-1]) if path else None
-        copies, expert_axis = (above.copies, above.expert_axis) if above else (0, None)
+        copies = above.copies if above else 0
+        expert_axis, stage_axis = above[-2:] if above else (None, None)
         if above and isinstance(above.config, MoeConfig) and path[-1] == "experts":
             copies, expert_axis = copies + 1, copies
-        copies += sum(isinstance(child.config, RepeatConfig | EnsembleConfig) for child in chain)
-        owners[path] = Owner(path, chain, products[path[:-1]], copies, expert_axis)
-        products[path[:-1]] += isinstance(owners[path].config, PRODUCTS)
+        for child in chain:
+            if isinstance(child.config, PipelineConfig):
+                stage_axis = copies, child.config.axis_name
+            copies += isinstance(child.config, RepeatConfig | EnsembleConfig | PipelineConfig)
+        owner = Owner(path, chain, products[path[:-1]], copies, expert_axis, stage_axis)
+        owners[path] = owner
+        products[path[:-1]] += isinstance(owner.config, PRODUCTS)
     return owners

@@ -122,7 +122,7 @@ class Plan(Generic[P, S, X, Y]):
         return made
 
     @functools.cached_property
-    def _make(self) -> Callable[[Key], tuple[P, S]]:
+    def _make(self) -> Any:
         """The compiled `init`."""
         @functools.partial(jax.jit, out_shardings=(self.params, self.state))
         def init(rng: Key) -> tuple[P, S]:
@@ -144,14 +144,13 @@ class Plan(Generic[P, S, X, Y]):
         """
         def planned(params: P, state: S, x: X, rng: Key | None) -> tuple[Y, S]:
             with constraints.constraining(self.inside):
-                if not has_only_child(self.model.child.config):
-                    params = constraints.used_params(params)
                 x = jax.tree.map(lax.with_sharding_constraint, x, _specs(self.shapes.x))
-                return self.layer.apply(params, state, x, rng, inference_mode, batch_axis_name)
+                apply: Callable[..., tuple[Y, S]] = self.layer.apply
+                if not has_only_child(self.model.child.config):
+                    apply = constraints.gathering(apply)
+                return apply(params, state, x, rng, inference_mode, batch_axis_name)
 
         self._require_x(x)
-        if self.inside.params and not inference_mode:
-            planned = jax.checkpoint(planned, policy=_saves)
         is_staged = isinstance(jnp.asarray(0), Tracer)
         run: Any = functools.partial(self._run, planned)
         result: tuple[Y, S] = (run if is_staged else jax.jit(run))(params, state, x, rng)
@@ -197,7 +196,7 @@ class Plan(Generic[P, S, X, Y]):
 
 
 def plan(
-    layer: Layer[P, S, X, Y], x: X, rules: Rules, mesh: Mesh | AbstractMesh, *,
+    layer: Layer[P, S, X, Y], x: Any, rules: Rules, mesh: Mesh | AbstractMesh, *,
     x_spec: Any = None, outputs: Sequence[tuple[str, PartitionSpec]] = (),
     gathered: Sequence[str] | None = None, optimizer: Optimizer | None = None,
 ) -> Plan[P, S, X, Y]:
@@ -294,14 +293,13 @@ def plan(
         found = jax.eval_shape(optimizer.init, model.params)
         shardings = _shardings_like(placed_params, found, mesh)
         shapes = shapes._replace(optimizer=jax.tree.map(_with_sharding, found, shardings))
-    gathered_params = {
-        leaf.path: (specs.used, leaf.owner.path)
-        for leaf, specs in zip(params, specs_of_params, strict=True)
-        if (*specs.stored, *[None] * (len(specs.used) - len(specs.stored))) != (*specs.used,)
-    }
+    moved: dict[tuple[str, ...], dict[str, PartitionSpec]] = {}
+    for leaf, specs in zip(params, specs_of_params, strict=True):
+        if (*specs.stored, *[None] * (len(specs.used) - len(specs.stored))) != (*specs.used,):
+            moved.setdefault(leaf.owner.path, {})[".".join(leaf.name)] = specs.used
     roles = {"experts": ("expert",), "tokens": tuple(n for n in gathered if n != "expert")}
     roles = {role: names for role, names in roles.items() if names and {*names} <= {*sizes}}
-    inside = Constraints(gathered_params, functools.partial(first_spec, (*of_outputs,)), roles)
+    inside = Constraints(moved, functools.partial(first_spec, (*of_outputs,)), roles)
     return Plan(layer, mesh, shapes, model, inside)
 
 
@@ -348,8 +346,3 @@ def _with_free_axes(spec: PartitionSpec, leaf: Any) -> PartitionSpec:
     """Return a spec that leaves the axes after its own to the compiler."""
     free = [PartitionSpec.UNCONSTRAINED] * (leaf.ndim - len(spec))
     return PartitionSpec(*spec, *free)
-
-
-def _saves(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Return whether the backward pass keeps a value: not gathered params, it gathers again."""
-    return bool(primitive.name != "sharding_constraint")

@@ -8,6 +8,8 @@ A strategy joins names with "+", each of which uses an axis of the mesh:
     tensor   layers compute over "model": heads of attention, hidden features, entries of embeddings
     expert   the experts of `mlax.moe` are split over "expert"
 
+With each of them, the copies in a `mlax.pipeline` are split over the stages.
+
 Of layers in a row that multiply by kernels, the first is split over its outputs and the second over
 its inputs, and so on: one sum over the devices for each two products.
 
@@ -56,6 +58,8 @@ def default_specs(
     entries: list[tuple[Any, ...]] = [()] * len(leaf.shape)
     if "expert" in strategy and leaf.owner.expert_axis is not None:
         _split(entries, leaf, leaf.owner.expert_axis, "expert", sizes)
+    if leaf.owner.stage_axis is not None and leaf.owner.stage_axis[1] in sizes:
+        _split(entries, leaf, *leaf.owner.stage_axis, sizes)
     if "tensor" in strategy:
         axis = _feature_axis(leaf, sizes["model"])
         if axis is not None:

@@ -72,6 +72,10 @@ CASES: dict[str, Callable[[], Case]] = {
         normal(8, 6, 8), "expert+fsdp+tensor", ("data", "expert", "model"),
     ),
     "gpt2": lambda: Case(models.gpt2(models.Gpt2Config(16, 8, 16, 2, 4)), TOKENS),
+    "pipeline": lambda: Case(
+        mlax.series(mlax.dense(8), mlax.pipeline(mlax.mlp(16), 4, microbatches=2)), normal(8, 4),
+        "fsdp", ("data", "stage"),
+    ),
     "ensemble": lambda: Case(mlax.ensemble(mlax.dense(8), 3), normal(8, 4)),
     "cast": lambda: Case(mlax.cast(mlax.mlp(16), compute_dtype=jnp.bfloat16), normal(8, 4)),
 }

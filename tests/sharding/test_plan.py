@@ -253,11 +253,11 @@ def test_a_model_generates_by_a_plan() -> None:
     tokens = np.arange(16, dtype=np.int32).reshape(8, 2)
     layer = models.llama(config, cache_length=8)
     params, state = layer.init(KEY, tokens)
-    args = tokens, 4
-    expected = mlax.generate(layer.apply, params, state, *args, temperature=0.0)
+    prompt = jnp.asarray(tokens)
+    expected = mlax.generate(layer.apply, params, state, prompt, 4, temperature=0.0)
     plan = mlax.sharding.plan(layer, tokens, "tensor", mesh_of(("data", "model"), AxisType.Auto))
-    placed = jax.device_put((params, state), (plan.params, plan.state))
-    found = mlax.generate(plan.apply, *placed, *args, temperature=0.0)
+    params, state = jax.device_put((params, state), (plan.params, plan.state))
+    found = mlax.generate(plan.apply, params, state, prompt, 4, temperature=0.0)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
 
 

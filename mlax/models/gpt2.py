@@ -58,10 +58,10 @@ def wiring(sub: Sublayers, x: Any) -> Any:
     return y @ sub.embed.params.embedding.T
 
 
-@composed(needs_rng=lambda config, cache_length=None: config.dropout_rate > 0)
+@composed(needs_rng=lambda config, cache_length=None, remat=False: config.dropout_rate > 0)
 def gpt2(
     x: Any, config: Annotated[Gpt2Config, instance_of(Gpt2Config)],
-    cache_length: Size | None = None,
+    cache_length: Size | None = None, remat: bool = False,
 ) -> Layer[dict[str, Any], DictState, Any, jax.Array]:
     """GPT-2: logits of the next tokens.
 
@@ -71,6 +71,7 @@ def gpt2(
     Args:
         config: the sizes, such as `mlax.models.GPT_2`.
         cache_length: number of tokens that the caches have room for, for a model that decodes.
+        remat: whether the backward pass computes each block again instead of saving its activations.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> config = mlax.models.GPT_2._replace(vocab_size=50, features=8, num_layers=2, num_heads=2)
@@ -94,7 +95,7 @@ def gpt2(
                 mlp(4 * config.features),  # jax.nn.gelu is the approximation by tanh, as here
                 norm=layer_norm(epsilon=config.epsilon), dropout_rate=rate,
             ),
-            config.num_layers,
+            config.num_layers, remat=remat,
         ),
         norm=layer_norm(epsilon=config.epsilon),
     )(wiring)

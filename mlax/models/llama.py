@@ -89,7 +89,7 @@ def wiring(sub: Sublayers, x: Any, *, tied_embeddings: bool) -> Any:
 @composed()
 def llama(
     x: Any, config: Annotated[LlamaConfig, instance_of(LlamaConfig)],
-    cache_length: Size | None = None, cache_policy: CachePolicy = "error",
+    cache_length: Size | None = None, cache_policy: CachePolicy = "error", remat: bool = False,
 ) -> Layer[dict[str, Any], DictState, Any, jax.Array]:
     """Llama 3, Qwen 3 or Mistral: logits of the next tokens.
 
@@ -99,8 +99,8 @@ def llama(
     Args:
         config: the sizes, such as `mlax.models.LLAMA_3_8B`.
         cache_length: number of tokens that the caches have room for, for a model that decodes.
-        cache_policy: what happens when they are full, as in `mlax.attention`: "wrap" is for a
-            window.
+        cache_policy: what full ones do, as in `mlax.attention`: "wrap" is for a window.
+        remat: whether the backward pass computes each block again instead of saving its activations.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> config = mlax.models.LlamaConfig(50, 8, 2, num_heads=2, num_kv_heads=1, hidden_features=16)
@@ -119,11 +119,12 @@ def llama(
         ),
     )
     perceptron = mlp(config.hidden_features, jax.nn.silu, gated=True, use_bias=False)
+    one = transformer_block(attend, perceptron, norm=norm)
     normal = jax.nn.initializers.normal(0.02)
     head = {} if config.tied_embeddings else {"head": dense(config.vocab_size, use_bias=False)}
     return block(
         embed=embed(config.vocab_size, config.features, embed_initializer=normal),
-        body=repeat(transformer_block(attend, perceptron, norm=norm), config.num_layers),
+        body=repeat(one, config.num_layers, remat=remat),
         norm=norm,
         **head,
     )(functools.partial(wiring, tied_embeddings=config.tied_embeddings))

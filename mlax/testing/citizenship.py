@@ -36,19 +36,20 @@ def _feature(check: Law) -> Law:
 class _Batch:
     """A layer on a batch of examples, as one training step without the optimizer."""
 
-    def __init__(self, example: Example, x: Any = None) -> None:
+    def __init__(self, example: Example, x: Any = None, only_traced: bool = False) -> None:
         self.example, self.layer = example, example.layer
         self.xs = _examples(example.x if x is None else x)
         self.rng = example.key_in_training
         self.batched = batched(self.layer, axis_name="examples")
-        self.made = self.batched.init(example.init_rng, self.xs)
+        made_by: Callable[..., Any] = jax.eval_shape if only_traced else _called
+        self.made = made_by(self.batched.init, example.init_rng, self.xs)
         try:
             jax.eval_shape(self.batched.apply, *self.made, self.xs, self.rng)
         except ValueError as error:
             if "state_axis=0" not in str(error):
                 raise
             self.batched = batched(self.layer, axis_name="examples", state_axis=0)
-            self.made = self.batched.init(example.init_rng, self.xs)
+            self.made = made_by(self.batched.init, example.init_rng, self.xs)
 
     def step(self, params: Any, state: Any, xs: Any, rng: Key | None, names: Any = ()) -> Any:
         """Return y, the next state and the gradients of a loss."""
@@ -80,6 +81,10 @@ class _Batch:
 @functools.lru_cache(maxsize=4)
 def _batch(example: Example) -> _Batch:
     return _Batch(example)
+
+
+def _called(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
 
 
 def _examples(x: Any) -> Any:
@@ -227,9 +232,10 @@ def check_spmd_axis_name(example: Example) -> None:
 # Export.
 
 
-def _exported(function: Callable[..., Any], shapes: Any, *args: Any) -> None:
-    """Export a function of (leaves of made, x, rng), read it back, and compare its results."""
-    made, x, rng = args
+def _require_exported(
+    function: Callable[..., Any], shapes: Any, made: Any, x: Any, rng: Key | None, expected: Any
+) -> None:
+    """Export a function of (*made, x, rng), read it back, and require what it returns."""
     leaves, structure = jax.tree.flatten(made)
 
     def flat(leaves: Any, xs: Any, data: Any) -> Any:
@@ -241,7 +247,7 @@ def _exported(function: Callable[..., Any], shapes: Any, *args: Any) -> None:
     artifact = export.export(jax.jit(flat))(of_rest[0], shapes, of_rest[1]).serialize()
     got = export.deserialize(artifact).call(leaves, x, data)
     wanted = "the artifact to return what the function returns"
-    require_same(wanted, got, jax.jit(flat)(leaves, x, data), 1e-4)
+    require_same(wanted, got, jax.tree.leaves(expected), 1e-4)
 
 
 @_feature
@@ -254,9 +260,11 @@ def check_symbolic_batch(example: Example) -> None:
     def inference(params: Any, state: Any, xs: Any, rng: Key | None) -> Any:
         return batch.batched.apply(params, state, xs, rng, True)
 
+    args = batch.made, batch.xs, batch.rng
     if not _differs(batch.made[1], example.made[1]):
-        _exported(inference, shapes, batch.made, batch.xs, batch.rng)
-    _exported(batch.step, shapes, batch.made, batch.xs, batch.rng)
+        expected = jax.jit(inference)(*batch.made, batch.xs, batch.rng)
+        _require_exported(inference, shapes, *args, expected)
+    _require_exported(batch.step, shapes, *args, batch.expected)
 
 
 @_feature
@@ -279,7 +287,9 @@ def check_symbolic_length(example: Example) -> None:
         return jax.ShapeDtypeStruct((length, *a.shape[1:]) if is_long else a.shape, a.dtype)
 
     shapes = jax.tree.map(shape, x)
-    _exported(example.layer.apply, shapes, made, x, example.key_in_training)
+    apply, rng = example.layer.apply, example.key_in_training
+    expected = jax.jit(apply)(*made, x, rng)
+    _require_exported(apply, shapes, made, x, rng, expected)
 
 
 # Strict modes.
@@ -293,9 +303,9 @@ def _strict(example: Example, dtype: Any) -> None:
 
 def _trace_all(example: Example, x: Any) -> None:
     """Trace `init`, `apply` in both modes and the gradients."""
-    made = example.layer.init(example.init_rng, x)
+    made = jax.eval_shape(example.layer.init, example.init_rng, x)
     jax.eval_shape(example.in_both_modes, *made, x, example.key_in_training)
-    batch = _Batch(example, x)
+    batch = _Batch(example, x, only_traced=True)
     jax.eval_shape(batch.step, *batch.made, batch.xs, batch.rng)
 
 
@@ -351,14 +361,17 @@ def check_donation(example: Example) -> None:
     """Params and state can be donated to a training step, twice in a row."""
     batch = _batch(example)
 
+    def descend(params: Any, gradients: Any) -> Any:
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients)
+
     def train(params: Any, state: Any, xs: Any, rng: Key | None) -> Any:
         _, state, gradients = batch.step(params, state, xs, rng)
-        return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients), state
+        return descend(params, gradients), state
 
     donating = jax.jit(train, donate_argnums=(0, 1))
-    made = jax.tree.map(jnp.copy, batch.made)
+    made = jax.jit(lambda made: jax.tree.map(jnp.copy, made))(batch.made)
     _, state, gradients = batch.expected
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, batch.made[0], gradients), state
+    expected = jax.jit(descend)(batch.made[0], gradients), state
     got = donating(*made, batch.xs, batch.rng)
     require_same("the result of a step that donates", got, expected, batch.tolerance)
     donating(*got, batch.xs, batch.rng)

@@ -210,7 +210,8 @@ def check_transformations(example: Example) -> None:
     compiled = example.jitted(params, state, example.x, example.apply_rng)
     require_same("jit of apply to be apply", compiled, example.eager, tolerance)
 
-    batch = jax.tree.map(lambda a: np.stack([a, np.flip(a), np.roll(a, 1)]), example.x)
+    arrays = jax.device_get(example.x)
+    batch = jax.tree.map(lambda a: np.stack([a, np.flip(a), np.roll(a, 1)]), arrays)
     keys = jax.random.split(example.apply_rng, 3)
     over_batch = jax.jit(jax.vmap(example.jitted, (None, None, 0, 0)))
     mapped = over_batch(params, state, batch, jax.random.key_data(keys))
@@ -274,7 +275,7 @@ def check_gradients(example: Example) -> None:
         value, gradients = value_and_gradient(point)
         for n, gradient in enumerate(gradients):
             name = f"the gradient with respect to {_place(paths[moved[n]])}"
-            _require(bool(jnp.isfinite(gradient).all()), f"{name} to be finite", gradient)
+            _require(bool(np.isfinite(gradient).all()), f"{name} to be finite", gradient)
             direction = random.normal(size=gradient.shape)
             ends = [
                 value_and_gradient([*point[:n], point[n] + step * direction, *point[n + 1 :]])[0]
@@ -412,7 +413,7 @@ def check_batch_axis(example: Example) -> None:
 
     Under `jax.vmap` the state is then that of the whole batch, and has no batch axis.
     """
-    batch = jax.tree.map(lambda a: np.stack([a, np.flip(a)]), example.x)
+    batch = jax.tree.map(lambda a: np.stack([a, np.flip(a)]), jax.device_get(example.x))
     keys = None
     if example.layer.needs_rng:
         keys = jax.random.split(example.apply_rng, 2)

@@ -315,20 +315,20 @@ def test_a_state_goes_on_after_a_stop_token(single: bool, with_lengths: bool) ->
     if not single and not with_lengths:
         assert jnp.isnan(found.state.variables["body"]["attention"].key).any()
         return
-    texts, full = [], []
+    texts, expected = [], []
     for row, tokens, count in zip(
         prompt.reshape(-1, 4), found.tokens.reshape(-1, 6), found.lengths.reshape(-1), strict=True
     ):
         text = jnp.concatenate([row, tokens[:count], more])
-        logits, _ = model.apply(*made(), text)
+        logits, _ = full(*made(), text)
         texts.append(jnp.concatenate([tokens[count - 1 : count], more]))
-        full.append(logits[-3:])
+        expected.append(logits[-3:])
     x: Any = texts[0] if single else jnp.stack(texts)
     if with_lengths:
         first = prompt.shape[-1] + found.lengths - 1
         x = x, first[..., None] + jnp.arange(3)
-    logits, _ = decoder.apply(params, found.state, x, inference_mode=True)
-    np.testing.assert_allclose(logits.reshape(-1, 3, VOCABULARY), full, rtol=1e-4, atol=1e-4)
+    logits, _ = step(params, found.state, x)
+    np.testing.assert_allclose(logits.reshape(-1, 3, VOCABULARY), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.int16])

@@ -327,7 +327,7 @@ def test_gradients_of_normalised_numbers_to_second_order(centred: bool) -> None:
 
     def derivatives(function: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
         first = jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a))), (0, 1))
-        both = first(x, epsilon), jax.jacfwd(first)(x, epsilon)
+        both = jax.jit(lambda *a: (first(*a), jax.jacfwd(first)(*a)))(x, epsilon)
         return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(both)])
 
     np.testing.assert_allclose(

@@ -30,7 +30,7 @@ from mlax.layers.dense import dense
 from mlax.layers.embed import embed
 from mlax.layers.norms import rms_norm
 from mlax.positions import LlamaScaling
-from mlax.weights import Rule, torch_linear, torch_norm
+from mlax.weights import Rule, optional, torch_linear, torch_norm
 
 
 class LlamaConfig(NamedTuple):
@@ -145,6 +145,6 @@ LLAMA_HUGGINGFACE = (
     *torch_norm(f"{_LAYER}.input_layernorm", "body.attention_norm"),
     *torch_norm(f"{_LAYER}.post_attention_layernorm", "body.mlp_norm"),
     *torch_norm("model.norm", "norm"),
-    *torch_linear("lm_head", "head"),
+    *optional(torch_linear("lm_head", "head")),
     Rule("lm_head.weight", "embed.embedding"),  # where they are tied
 )

@@ -2,16 +2,20 @@
 
     Rule("h.{layer}.mlp.up.weight", "body.mlp.up.kernel", "oi->io")
 
-says that tensors of such names make up the leaf of params at `body.mlp.up.kernel`. Braces stand for
-any text without a dot. If ours has the same braces, it is the same text; if not, it is a number,
-which counts along a leading axis of the leaf, as in `mlax.repeat`. The letters are the axes of a
-tensor, and those of the leaf; 1 is an axis of length 1, which the other side needn't have.
+says that tensors of such names make up the leaf of params at `body.mlp.up.kernel`. Braces stand
+for any text without a dot. If ours has the same braces, it is the same text; if not, it is a
+number, which counts along a leading axis of the leaf, as in `mlax.repeat`. The letters are the axes
+of a tensor, and those of the leaf; 1 is an axis of length 1, which the other side needn't have.
+
+    Rule("h.{layer}.experts.{expert}.w1.weight", "body.moe.experts.gate.kernel", "oi->io")
+
+counts along two: the leaf is (layers, experts, i, o), in the order of the braces.
 
     Rule("in_proj_weight[1 of 3]", "key.kernel", "oi->io")
     Rule("hf.kernel", "recurrent_kernel[1 of 4]")
 
-split a tensor and join a leaf: [1 of 3] is the second of three equal parts, in the axes of the
-leaf along the last one.
+split a tensor and join a leaf: parts count from 0, so [1 of 3] is the second of three equal ones,
+in the axes of the leaf along the last one.
 
     Rule("bias_ih + bias_hh", "bias")
 
@@ -20,23 +24,33 @@ adds tensors. A sum can't be undone: on the way back, the first one is the leaf 
 `made`, bit for bit, by every table, and `revert(convert(tensors))` is `tensors`, but for those that
 were added or left out.
 
-No tensor and no leaf is left out, unless a rule says so. `torch_linear` and the like return the
-rules for a layer of PyTorch, `flax_dense` and the like for one of flax.linen:
+No tensor and no leaf is left out, unless a rule with None on the other side says so:
+
+    Rule("cls.*", None)         the head of a file: it has no place
+    Rule(None, "head.*")        the head of ours: it stays as it is in `like`
+
+(On the way back the second one leaves out what no other rule is for.) `torch_linear` and the like
+return the rules for a layer of PyTorch, `flax_dense` and the like for one of flax.linen, and
+`under` puts a table under a name of theirs, a path of ours, or both:
 
     table = [*torch_linear("model.fc", "body.0"), *torch_norm("model.ln", "body.1")]
+    table = [*under("", "encoder", mlax.models.BERT_HUGGINGFACE), Rule(None, "head.*")]
 
-An empty name or path stands for a module or layer that is not inside another. Tables hold arrays,
-not hyperparameters: an epsilon that differs still does so after `convert`.
+An empty name or path stands for a module or layer that is not inside another. A rule that is for
+nothing on either side is taken for a typo, unless it is `optional`, as those are for the biases of
+`torch_linear`. Tables hold arrays, not hyperparameters: an epsilon that differs still does so after
+`convert`. Those of `mlax.models` have the names of the files that `save_pretrained` writes, and of
+those on the hub; `state_dict()` of a module in memory may have others, by its version.
 """
 
 from mlax.weights.rules import Rule, Table, convert, revert
 from mlax.weights.tables import (
-    flax_conv, flax_dense, flax_gru_cell, flax_lstm_cell, flax_norm, flax_rnn_cell,
-    torch_attention, torch_conv, torch_gru, torch_linear, torch_lstm, torch_norm, torch_rnn,
+    flax_conv, flax_dense, flax_gru_cell, flax_lstm_cell, flax_norm, flax_rnn_cell, optional,
+    torch_attention, torch_conv, torch_gru, torch_linear, torch_lstm, torch_norm, torch_rnn, under,
 )
 
 __all__ = [
     "Rule", "Table", "convert", "flax_conv", "flax_dense", "flax_gru_cell", "flax_lstm_cell",
-    "flax_norm", "flax_rnn_cell", "revert", "torch_attention", "torch_conv", "torch_gru",
-    "torch_linear", "torch_lstm", "torch_norm", "torch_rnn",
+    "flax_norm", "flax_rnn_cell", "optional", "revert", "torch_attention", "torch_conv",
+    "torch_gru", "torch_linear", "torch_lstm", "torch_norm", "torch_rnn", "under",
 ]

@@ -1,14 +1,17 @@
 """What `convert` and `revert` do with the rules of a table: see `mlax.weights`."""
 
 import functools
+import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from mlax.arguments import described, is_sequence
 from mlax.combinators.child import variables_of
 from mlax.errors import message
 from mlax.tree import map_with_path
@@ -24,21 +27,30 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 class Rule(NamedTuple):
-    """Where tensors belong: see `mlax.weights`."""
+    """Where tensors belong: see `mlax.weights`.
 
-    theirs: str
-    """The name of the tensors, or of a part, such as "name[0 of 3]"; or several, to be added, with
-    " + " between them."""
+    With None on one side, a rule says what may lack on it:
+
+        Rule("cls.*", None)       tensors that are left out
+        Rule(None, "pooler.*")    leaves that stay as `like` has them, if no tensor is for them
+
+    There a star stands for any text, dots included. In all other rules, only braces stand for text.
+    """
+
+    theirs: str | None
+    """The name of the tensors, or of a part, such as "name[0 of 3]", the first one; or several, to
+    be added, with " + " between them."""
     ours: str | None
-    """The path, or that of a part, in params or in the variables of the state; None leaves the
-    tensors out."""
+    """The path, or that of a part, in params or in the variables of the state."""
     axes: str | None = None
     """The axes of a tensor and of ours, such as "oi->io"; None if they are the same."""
+    optional: bool = False
+    """Whether there may be neither such a tensor nor such a leaf."""
 
     @property
     def terms(self) -> list[str]:
         """The names of the tensors to be added."""
-        return self.theirs.split(" + ")
+        return [] if self.theirs is None else re.split(r" *\+ *", self.theirs)
 
     @property
     def axes_back(self) -> str | None:
@@ -46,28 +58,62 @@ class Rule(NamedTuple):
         return self.axes and "->".join(reversed(self.axes.split("->")))
 
     @property
-    def counted(self) -> str | None:
-        """The text in braces that counts along the leading axis of ours."""
-        theirs, ours = (set(re.findall(r"{(\w+)}", side or "")) for side in self[:2])
-        return min(theirs - ours, default=None)
+    def counted(self) -> list[str]:
+        """The texts in braces that count along the leading axes of ours."""
+        ours = _in_braces(self.ours or "")
+        return [text for term in self.terms[:1] for text in _in_braces(term) if text not in ours]
+
+    def __str__(self) -> str:
+        return f"Rule({', '.join(map(repr, self[: 3 if self.axes else 2]))})"
 
 
 Table: TypeAlias = Sequence[Rule]
 """Rules; the first one that applies counts."""
 
 
-def _require_rules(owner: str, table: Table) -> None:
+def _in_braces(side: str) -> list[str]:
+    return re.findall(r"{(\w+)}", side)
+
+
+def _require_rules(owner: str, table: Any) -> None:
     """Require rules that can be read in both directions."""
-    for rule in table:
-        theirs, ours = (set(re.findall(r"{(\w+)}", side or "")) for side in rule[:2])
-        if rule.ours is not None and len(theirs - ours) > 1:
-            wanted = "one text in braces that ours lacks, as one axis can be counted"
-            raise ValueError(message(owner, f"the rule {rule.theirs!r}", wanted, rule.ours))
-        before, _, after = (rule.axes or "->").partition("->")
-        letters = [sorted(side.replace("1", "")) for side in (before, after)]
-        if letters[0] != letters[1] or len(set(letters[0])) < len(letters[0]):
-            wanted = "axes with the same letters on both sides, each once, as in 'oi->io'"
-            raise ValueError(message(owner, f"the rule {rule.theirs!r}", wanted, rule.axes))
+    if not is_sequence(table) or isinstance(table, Rule):
+        raise TypeError(message(owner, "table", "a list or tuple of Rule", described(table)))
+    for i, rule in enumerate(table):
+        if not isinstance(rule, Rule):
+            way_out = "put one table into another with a star, as in [*table, Rule(...)]"
+            raise TypeError(message(owner, f"table[{i}]", "a Rule", described(rule), way_out))
+        wanted = _wanted(rule)
+        if wanted:
+            raise ValueError(message(owner, f"table[{i}]", wanted, rule))
+
+
+def _wanted(rule: Rule) -> str | None:
+    """Return what a rule lacks to be read in both directions."""
+    if not all(text is None or isinstance(text, str) for text in rule[:3]):
+        return "made of texts"
+    sides = [*rule.terms, *([] if rule.ours is None else [rule.ours])]
+    braces = [_in_braces(side) for side in sides]
+    if not sides:
+        return "of a name or a path"
+    if any(len(set(texts)) < len(texts) for texts in braces):
+        return "one with each text in braces once on each side"
+    if any(re.search("[{}]", re.sub(r"{\w+}", "", side)) for side in sides):
+        return "one with names in braces, as in {layer}"
+    if len({frozenset(texts) for texts in braces[: len(rule.terms)]}) > 1:
+        return "a sum of names with the same texts in braces"
+    if rule.theirs is None or rule.ours is None:
+        return None
+    if any("*" in side for side in sides):
+        return "one with None on a side if there is a star"
+    if not set(braces[-1]) <= set(braces[0]):
+        return "one with the texts in braces of ours on the left as well"
+    before, arrow, after = (rule.axes or "->").partition("->")
+    letters = [sorted(side.replace("1", "")) for side in (before, after)]
+    is_read = arrow and re.fullmatch(r"\w*", before + after)
+    if not is_read or letters[0] != letters[1] or len(set(letters[0])) < len(letters[0]):
+        return "one of axes with the same letters on both sides, each once, as in 'oi->io'"
+    return None
 
 
 class Part(NamedTuple):
@@ -89,17 +135,17 @@ class Place(NamedTuple):
 
     part: Part
     """The part of a leaf."""
-    layer: int | None
-    """The index along the leading axis of the leaf, None for all of it."""
+    indices: tuple[int, ...]
+    """The indices along the leading axes of the leaf, () for all of it."""
 
     def shape(self, of_leaf: tuple[int, ...]) -> tuple[float, ...]:
         """Return the shape of the place in a leaf: not of integers if the parts aren't equal."""
-        shape = of_leaf if self.layer is None else of_leaf[1:]
+        shape = of_leaf[len(self.indices) :]
         return (*shape[:-1], *(length / self.part.total for length in shape[-1:]))
 
     def __str__(self) -> str:
-        layer = "" if self.layer is None else f"[{self.layer}]"
-        return str(self.part._replace(whole=f"{self.part.whole}{layer}"))
+        index = f"[{', '.join(map(str, self.indices))}]" if self.indices else ""
+        return str(self.part._replace(whole=f"{self.part.whole}{index}"))
 
 
 Sums: TypeAlias = dict[tuple[str, ...], dict[str, Array | None]]
@@ -110,7 +156,12 @@ one that does not fit."""
 def convert(tensors: Mapping[str, Any], table: Table, like: tuple[P, S]) -> tuple[P, S]:
     """Return `(params, state)` made of tensors: NumPy arrays, in the dtypes of the tensors.
 
-    Several tensors may have one place if they are equal, as tied weights are.
+    So float16, bfloat16 and float64 stay what they are, whatever `like` has; but a leaf of floats
+    is made of floats, one of integers of integers. Tensors of torch may have a gradient and be on
+    any device. Several tensors may have one place if they are equal, as tied weights are.
+
+    What only one side has, a rule says: `Rule("cls.*", None)` leaves tensors out, and
+    `Rule(None, "pooler.*")` leaves leaves as `like` has them.
 
     Args:
         tensors: arrays by name, such as `safetensors.numpy.load_file` returns; or dicts of dicts,
@@ -119,8 +170,10 @@ def convert(tensors: Mapping[str, Any], table: Table, like: tuple[P, S]) -> tupl
         like: what `layer.init` returns, or the shapes of it by `jax.eval_shape`.
 
     Raises:
-        ValueError: a tensor has no place, a leaf has no tensor, or shapes or dtypes differ. The
-            error lists all of them.
+        TypeError: the table holds something that is no rule, or `like` is no such pair.
+        ValueError: a tensor has no place, a leaf has no tensor, shapes differ or dtypes are of
+            different kinds, or a rule that is not optional is for nothing on either side. The error
+            lists all of them, and counts those that are alike but for their numbers.
 
     >>> import jax, jax.numpy as jnp, mlax, numpy as np
     >>> tensors = {"fc.weight": np.ones((2, 3)), "fc.bias": np.zeros(2)}
@@ -132,54 +185,149 @@ def convert(tensors: Mapping[str, Any], table: Table, like: tuple[P, S]) -> tupl
     (3, 2)
     """
     _require_rules("convert", table)
-    leaves = _leaves(like)
+    leaves = _leaves("convert", "like", like)
     placed: dict[str, dict[Place, Sums]] = {path: {} for path in leaves}
     sides = [(term, rule) for rule in table for term in rule.terms]
     wrong: list[str] = []
+    copies: dict[str, str] = {}
 
     def read(rule: Rule, texts: dict[str, str]) -> tuple[Place | None, tuple[str, ...]] | None:
         """Return the place in a leaf, if not left out, and the names of what is added there."""
-        names = tuple(term.format(**texts) for term in rule.terms)
         if rule.ours is None:
-            return None, names
-        part, layer = _part(rule.ours.format(**texts)), texts.get(rule.counted or "")
-        if part.whole in leaves and layer is None:
-            return Place(part, None), names
-        length = leaves[part.whole].shape[0] if part.whole in leaves else 0
-        if layer is not None and layer.isdecimal() and int(layer) < length:
-            return Place(part, int(layer)), names
+            return None, ()
+        names = tuple(term.format(**texts) for term in rule.terms)
+        part, index = _part(rule.ours.format(**texts)), [texts[text] for text in rule.counted]
+        if part.whole not in leaves or not all(map(_NUMBER.fullmatch, index)):
+            return None
+        place, shape = Place(part, tuple(map(int, index))), leaves[part.whole].shape
+        if len(index) <= len(shape) and all(map(operator.lt, place.indices, shape)):
+            return place, names
+        lengths = " x ".join(map(str, shape[: len(index)])) or "no"
+        copies.update(dict.fromkeys(names, f", as {part.whole} has {lengths} copies"))
         return None
 
+    names: set[str] = set()
     for name, tensor in _named(tensors):
+        if name in names:
+            wrong.append(f"the name {name} twice")
+            continue
+        names.add(name)
+        array: Array | None = None
         for part, found in _by_part(name, sides, read).items():
             if found is None:
-                wrong.append(f"no place for {part}")
+                wrong.append(f"no place for {part}{copies.get(name, '')}")
                 continue
-            rule, (place, names) = found
+            rule, (place, added) = found
             if place is None:
                 continue
-            path, array = place.part.whole, np.asarray(tensor)
-            piece, shape = _cut(_arranged(array, rule.axes), part), leaves[path].shape
-            if piece is None or piece.shape != place.shape(shape):
-                wrong.append(f"{part} of shape {array.shape} for {path} of shape {shape}")
+            array = _array(name, tensor) if array is None else array
+            path, leaf = place.part.whole, leaves[place.part.whole]
+            arranged = _arranged(array, rule.axes)
+            piece = _cut(arranged, part)
+            if _kind(array.dtype) != _kind(leaf.dtype):
+                wrong.append(f"{part} of dtype {array.dtype} for {path} of dtype {leaf.dtype}")
                 piece = None
-            placed[path].setdefault(place, {}).setdefault(names, {})[str(part)] = piece
-    arrays = [_assembled(path, leaves[path].shape, placed[path], wrong) for path in leaves]
+            elif piece is None or piece.shape != place.shape(leaf.shape):
+                by = f" by {rule.axes}" if arranged is None else ""
+                wrong.append(f"{part} of shape {array.shape} for {path} of shape {leaf.shape}{by}")
+                piece = None
+            placed[path].setdefault(place, {}).setdefault(added, {})[str(part)] = piece
+    wrong += [
+        f"nothing on either side for {rule}" for rule in table
+        if rule.theirs is not None and rule.ours is not None and not rule.optional
+        and not any(_matches(term, names) for term in rule.terms)
+        and not _matches(rule.ours, leaves)
+    ]
+    kept = [rule.ours for rule in table if rule.theirs is None and rule.ours is not None]
+    arrays = [
+        _kept(path, leaf, wrong)
+        if not placed[path] and any(_matches(pattern, [path]) for pattern in kept)
+        else _assembled(path, leaf.shape, placed[path], wrong)
+        for path, leaf in leaves.items()
+    ]
     if wrong:
         wanted = "those of the model, by the table"
-        raise ValueError(message("convert", "tensors", wanted, "; ".join(wrong)))
+        raise ValueError(message("convert", "tensors", wanted, *_listed(wrong)))
     made: tuple[P, S] = jax.tree.unflatten(jax.tree.structure(like), arrays)
     return made
+
+
+_NUMBER = re.compile("0|[1-9][0-9]*")
+"""How an index is written in a name."""
+
+
+def _array(name: str, tensor: Any) -> Array:
+    """Return a tensor as an array of NumPy, which does not take all of PyTorch as they are."""
+    if isinstance(tensor, np.ma.MaskedArray):
+        way_out = "pass an array without a mask, such as tensor.filled()"
+        raise TypeError(message("convert", name, "an array", "a masked one", way_out))
+    try:
+        if hasattr(tensor, "detach"):
+            tensor = tensor.detach().cpu()
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if dtype.startswith(("bfloat16", "float8")):
+                return np.asarray(tensor.float()).astype(dtype)  # exact in both directions
+        return np.asarray(tensor)
+    except Exception as error:
+        error.add_note(f"convert: in the tensor {name}")
+        raise
+
+
+def _kind(dtype: Any) -> Any:
+    """Return the kind of a dtype, that no conversion changes."""
+    kinds = jnp.floating, jnp.integer, jnp.bool_, jnp.complexfloating
+    return next((kind for kind in kinds if jnp.issubdtype(dtype, kind)), dtype)
+
+
+def _matches(side: str, names: Iterable[str]) -> bool:
+    """Return whether a side of a rule, or the whole that it is a part of, is one of the names."""
+    pattern = _part(side).whole
+    return any(_texts(pattern, name) is not None for name in names)
+
+
+def _kept(path: str, leaf: Any, wrong: list[str]) -> Any:
+    """Return a leaf of `like`; add to `wrong` that it is a shape alone."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        wrong.append(f"only the shape of {path} in like, which is to stay as it is there")
+    return leaf
+
+
+WAYS_OUT = {
+    "no place for": "Rule(name, None) leaves tensors out",
+    "no tensor for": "Rule(None, path) leaves a leaf as like has it",
+    r"copies|no tensor for [^;]*\[\d+(, \d+)*\]": "the layers in the config of the model are to be "
+    "as many as in the file",
+    "taken": "tensors in one place are to have equal values, as tied embeddings have",
+    r" by \w+->": "the axes of a rule are those of the tensor and of the leaf, such as "
+    "kernel=\"OWI\" of a convolution along one axis",
+    "only the shape": "pass what layer.init returns as like",
+    "on either side": "optional=True lets a rule be for nothing",
+}
+"""What errors say, and the way out."""
+
+
+def _listed(wrong: list[str]) -> tuple[str, str]:
+    """Return what is wrong, and the ways out; what differs in numbers alone is counted."""
+    groups: dict[str, list[str]] = {}
+    for text in wrong:
+        groups.setdefault(re.sub(r"(?<!\w)\d+(?! of|\w)", "0", text), []).append(text)
+    for group in groups.values():
+        if len(group) > 3:
+            group[2:] = [f"{len(group) - 2} more such"]
+    got = "; ".join(text for group in groups.values() for text in group)
+    return got, "; ".join(way for sign, way in WAYS_OUT.items() if re.search(sign, got))
 
 
 def _assembled(
     path: str, shape: tuple[int, ...], places: dict[Place, Sums], wrong: list[str]
 ) -> Array | None:
     """Return the leaf made of what was found for its places; add to `wrong` what was not."""
-    is_whole = not places or any(place.layer is None for place in places)
+    ndim = min((len(place.indices) for place in places), default=0)
     total = max((place.part.total for place in places), default=1)
-    layers = [None] if is_whole else range(shape[0])
-    rows = [[Place(Part(path, i, total), layer) for i in range(total)] for layer in layers]
+    rows = [
+        [Place(Part(path, i, total), index) for i in range(total)]
+        for index in np.ndindex(shape[:ndim])
+    ]
     wanted = [place for row in rows for place in row]
     errors = [f"no tensor for {place}" for place in wanted if place not in places]
     if places.keys() - set(wanted):
@@ -202,13 +350,14 @@ def _assembled(
     if errors or len(pieces) < len(wanted):
         return None
     joined = [_joined([pieces[place] for place in row]) for row in rows]
-    return joined[0] if is_whole else np.stack(joined)
+    return np.stack(joined).reshape(shape) if ndim else joined[0]
 
 
 def revert(made: tuple[Any, Any], table: Table) -> dict[str, Array]:
     """Return the tensors by name that `convert` makes `(params, state)` of.
 
     Raises:
+        TypeError: the table holds something that is no rule, or `made` is no pair of arrays.
         ValueError: there is no rule for a leaf, or it has other axes. The error lists all of them.
 
     >>> import jax, jax.numpy as jnp, mlax
@@ -218,20 +367,29 @@ def revert(made: tuple[Any, Any], table: Table) -> dict[str, Array]:
     (2, 3)
     """
     _require_rules("revert", table)
-    leaves = {path: np.asarray(leaf) for path, leaf in _leaves(made).items()}
+    leaves = _leaves("revert", "made", made)
+    for path, leaf in leaves.items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(message("revert", path, "an array", "its shape alone"))
     sides = [(rule.ours, rule) for rule in table if rule.ours is not None]
+    sides.sort(key=lambda side: side[1].theirs is None)  # it is for leaves that no other is for
     pieces: dict[str, dict[Part, tuple[Array, Rule]]] = {}
     wrong: list[str] = []
     for path, leaf in leaves.items():
+        leaf = np.asarray(leaf)
         for part, found in _by_part(path, sides, lambda _, texts: texts).items():
             if found is None:
                 wrong.append(f"no rule for {part}")
                 continue
             rule, texts = found
-            for index, layer in enumerate([leaf] if rule.counted is None else leaf):
-                piece = _cut(layer, part)
+            if len(rule.counted) > leaf.ndim:
+                wrong.append(f"{path} of shape {leaf.shape} for {rule.theirs}")
+                continue
+            for index in np.ndindex(leaf.shape[: len(rule.counted)]):
+                piece = _cut(leaf[index], part)
                 for term in rule.terms:
-                    theirs = _part(term.format(**texts, **{str(rule.counted): index}))
+                    numbers = dict(zip(rule.counted, index, strict=True))
+                    theirs = _part(term.format(**texts, **numbers))
                     others = pieces.setdefault(theirs.whole, {})
                     if piece is None or _arranged(piece, rule.axes_back) is None:
                         wrong.append(f"{path} of shape {leaf.shape} for {theirs} by {rule.axes}")
@@ -242,7 +400,7 @@ def revert(made: tuple[Any, Any], table: Table) -> dict[str, Array]:
                         others[theirs] = piece if is_first else np.full_like(piece, -0.0), rule
     tensors = {name: _restored(name, parts, wrong) for name, parts in pieces.items() if parts}
     if wrong:
-        got = "; ".join(wrong)
+        got, _ = _listed(wrong)
         raise ValueError(message("revert", "params and variables", "those of the table", got))
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
@@ -274,14 +432,18 @@ def _named(tensors: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", tensor
 
 
-def _leaves(made: tuple[Any, Any]) -> dict[str, Any]:
+def _leaves(owner: str, argument: str, made: Any) -> dict[str, Any]:
     """Return the leaves of params, and of the variables of the state, by path."""
+    if type(made) is not tuple or len(made) != 2:
+        wanted = "(params, state), as layer.init returns them"
+        raise TypeError(message(owner, argument, wanted, described(made)))
     params, state = made
     found: dict[str, Any] = {}
 
     def add(path: str, leaf: Any) -> None:
         if path in found:
-            raise ValueError(message("weights", "paths", "different in params and state", path))
+            wanted, got = "different in params and state", f"two of {path!r}"
+            raise ValueError(message(owner, "paths", wanted, got))
         found[path] = leaf
 
     for tree in (params, variables_of(state)):
@@ -330,8 +492,14 @@ def _part(side: str) -> Part:
 
 def _texts(pattern: str, name: str) -> dict[str, str] | None:
     """Return the texts in braces, or None if the name does not match."""
-    found = re.fullmatch(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^.]+)", re.escape(pattern)), name)
+    found = _compiled(pattern).fullmatch(name)
     return None if found is None else found.groupdict()
+
+
+@functools.lru_cache(1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    escaped = re.escape(pattern).replace(r"\*", ".*")
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^.]+)", escaped))
 
 
 def _arranged(array: Array, axes: str | None) -> Array | None:

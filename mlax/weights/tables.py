@@ -7,16 +7,46 @@ from mlax.weights.rules import Rule, Table
 
 __all__ = [
     "flax_conv", "flax_dense", "flax_gru_cell", "flax_lstm_cell", "flax_norm", "flax_rnn_cell",
-    "torch_attention", "torch_conv", "torch_gru", "torch_linear", "torch_lstm", "torch_norm",
-    "torch_rnn",
+    "optional", "torch_attention", "torch_conv", "torch_gru", "torch_linear", "torch_lstm",
+    "torch_norm", "torch_rnn", "under",
 ]
+
+
+def under(theirs: str, ours: str, table: Table) -> Table:
+    """Return a table for what is inside of something larger, on one side or on both.
+
+    Args:
+        theirs: what their names get in front, "" for nothing. (The names for flax are those of all
+            variables, which start with that of a collection: it goes into `flax_dense` itself.)
+        ours: what our paths get in front, "" for nothing.
+        table: the table for the smaller model or layer.
+
+    >>> from mlax.weights import torch_linear, under
+    >>> table = under("", "encoder", mlax.models.BERT_HUGGINGFACE)
+    >>> print(table[0])
+    Rule('embeddings.word_embeddings.weight', 'encoder.embed.embedding')
+    >>> print(under("layers.{layer}", "body", torch_linear("experts.{expert}.w1", "moe"))[0])
+    Rule('layers.{layer}.experts.{expert}.w1.weight', 'body.moe.kernel', 'oi->io')
+    """
+    return tuple(
+        rule._replace(
+            theirs=" + ".join(_at(theirs, term) for term in rule.terms) or None,
+            ours=None if rule.ours is None else _at(ours, rule.ours),
+        )
+        for rule in table
+    )
+
+
+def optional(table: Table) -> Table:
+    """Return a table for something that both sides may lack."""
+    return tuple(rule._replace(optional=True) for rule in table)
 
 
 def torch_linear(theirs: str, ours: str) -> Table:
     """Return the rules for a `torch.nn.Linear` that is our `dense`."""
     return (
         Rule(_at(theirs, "weight"), _at(ours, "kernel"), "oi->io"),
-        Rule(_at(theirs, "bias"), _at(ours, "bias")),
+        *_bias(_at(theirs, "bias"), ours),
     )
 
 
@@ -27,7 +57,8 @@ def torch_conv(theirs: str, ours: str, kernel: str = "OHWI", *, bias: str | None
         theirs: name of the module.
         ours: path of the `conv`.
         kernel: the spec of our kernel, with the spatial axes in the order of theirs: "OHWI" if x is
-            channel_last, "OIHW" if it is channel_first, "OWI" with one spatial axis.
+            channel_last, "OIHW" if it is channel_first, "OWI" with one spatial axis, for which
+            the default does not fit.
         bias: path of the `bias` that follows; None if theirs has none.
 
     >>> import jax, jax.numpy as jnp, mlax, numpy as np
@@ -46,13 +77,13 @@ def torch_conv(theirs: str, ours: str, kernel: str = "OHWI", *, bias: str | None
 
 def torch_norm(theirs: str, ours: str) -> Table:
     """Return the rules for a normalisation, with its running statistics if it has them."""
-    return (
+    return optional([
         Rule(_at(theirs, "weight"), _at(ours, "scale")),
         Rule(_at(theirs, "bias"), _at(ours, "bias")),
         Rule(_at(theirs, "running_mean"), _at(ours, "mean")),
         Rule(_at(theirs, "running_var"), _at(ours, "var")),
         Rule(_at(theirs, "num_batches_tracked"), None),
-    )
+    ])
 
 
 def torch_rnn(
@@ -79,7 +110,7 @@ def torch_rnn(
     """
     suffix = _suffix(layer, reverse)
     biases = [_at(theirs, f"bias_{kind}{suffix}") for kind in ("ih", "hh")]
-    return (*_torch_kernels(theirs, ours, suffix), Rule(" + ".join(biases), _at(ours, "bias")))
+    return (*_torch_kernels(theirs, ours, suffix), *_bias(" + ".join(biases), ours))
 
 
 def torch_lstm(
@@ -110,13 +141,13 @@ def torch_gru(
     suffix = _suffix(layer, reverse)
     of_x, of_h = (_at(theirs, f"bias_{kind}{suffix}") for kind in ("ih", "hh"))
     bias = _at(ours, "bias")
-    return (
-        *_torch_kernels(theirs, ours, suffix),
+    biases = (
         Rule(f"{of_x}[0 of 3] + {of_h}[0 of 3]", f"{bias}[0 of 3]"),
         Rule(f"{of_x}[1 of 3] + {of_h}[1 of 3]", f"{bias}[1 of 3]"),
         Rule(f"{of_x}[2 of 3]", f"{bias}[2 of 3]"),
         Rule(f"{of_h}[2 of 3]", _at(ours, "recurrent_bias")),
     )
+    return (*_torch_kernels(theirs, ours, suffix), *optional(biases))
 
 
 def torch_attention(theirs: str, ours: str, *, separate: bool = False) -> Table:
@@ -134,7 +165,8 @@ def torch_attention(theirs: str, ours: str, *, separate: bool = False) -> Table:
         part = _at(theirs, f"{name[0]}_proj_weight") if separate else f"{weight}[{i} of 3]"
         rules.append(Rule(part, _at(ours, f"{name}.kernel"), "oi->io"))
         rules.append(Rule(f"{bias}[{i} of 3]", _at(ours, f"{name}.bias")))
-    return (*rules, *torch_linear(_at(theirs, "out_proj"), _at(ours, "output")))
+    output = torch_linear(_at(theirs, "out_proj"), _at(ours, "output"))
+    return (*optional(rules), *output)
 
 
 def flax_dense(theirs: str, ours: str) -> Table:
@@ -160,7 +192,7 @@ def flax_dense(theirs: str, ours: str) -> Table:
     """
     return (
         Rule(_at("params", theirs, "kernel"), _at(ours, "kernel")),
-        Rule(_at("params", theirs, "bias"), _at(ours, "bias")),
+        *_bias(_at("params", theirs, "bias"), ours),
     )
 
 
@@ -173,12 +205,12 @@ def flax_conv(theirs: str, ours: str, kernel: str = "OHWI", *, bias: str | None 
 
 def flax_norm(theirs: str, ours: str) -> Table:
     """Return the rules for a normalisation, with its running statistics if it has them."""
-    return (
+    return optional([
         Rule(_at("params", theirs, "scale"), _at(ours, "scale")),
         Rule(_at("params", theirs, "bias"), _at(ours, "bias")),
         Rule(_at("batch_stats", theirs, "mean"), _at(ours, "mean")),
         Rule(_at("batch_stats", theirs, "var"), _at(ours, "var")),
-    )
+    ])
 
 
 def flax_rnn_cell(theirs: str, ours: str) -> Table:
@@ -221,7 +253,7 @@ def _suffix(layer: int | str | None, reverse: bool) -> str:
 
 
 def _bias(theirs: str, ours: str | None) -> Table:
-    return () if ours is None else (Rule(theirs, _at(ours, "bias")),)
+    return () if ours is None else (Rule(theirs, _at(ours, "bias"), optional=True),)
 
 
 def _spatial(owner: str, kernel: str) -> str:

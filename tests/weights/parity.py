@@ -8,12 +8,18 @@ import numpy as np
 
 from mlax import Layer
 from mlax.weights import Table, convert, revert
+from mlax.weights.rules import WAYS_OUT
 from tests.oracle import KEY
 
 
 def bits(tree: Any) -> list[tuple[str, bytes]]:
     """Return dtypes and bytes, which tell -0.0 from 0.0."""
     return [(leaf.dtype.name, np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(tree)]
+
+
+def wrongs(error: object) -> set[str]:
+    """Return what an error of `convert` lists, without the ways out."""
+    return set(str(error).partition(", got ")[2].split("; ")) - set(WAYS_OUT.values())
 
 
 def random(shape: tuple[int, ...], seed: int) -> Any:

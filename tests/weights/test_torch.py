@@ -10,9 +10,9 @@ import pytest
 
 import mlax
 from mlax import AttentionInputs, Layer
-from mlax.weights import Table, torch_attention, torch_conv, torch_gru, torch_linear
+from mlax.weights import Table, convert, torch_attention, torch_conv, torch_gru, torch_linear
 from mlax.weights import torch_lstm, torch_norm, torch_rnn
-from tests.oracle import normal
+from tests.oracle import KEY, normal
 from tests.weights.parity import random, require_parity
 
 torch = pytest.importorskip("torch")
@@ -155,3 +155,29 @@ def test_attention_to_a_memory_of_other_features() -> None:
         mlax.attention(2), AttentionInputs(X, memory=normal(6, 3)),
         torch_attention("", "", separate=True),
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float8_e4m3fn", "float64"])
+def test_tensors_may_have_a_gradient_and_be_of_any_floating_dtype(dtype: str) -> None:
+    weight = torch.randn(3, 4).to(getattr(torch, dtype))
+    bias = torch.zeros(3, requires_grad=dtype != "float8_e4m3fn")
+    given = {"weight": weight.t().contiguous().t().requires_grad_(True), "bias": bias}
+    params, _ = convert(given, torch_linear("", ""), mlax.dense(3).init(KEY, X))
+    assert params.kernel.dtype == jnp.dtype(dtype)
+    np.testing.assert_array_equal(params.kernel.astype(float), weight.double().numpy().T)
+
+
+def test_a_tensor_that_numpy_does_not_take_is_named() -> None:
+    given = {"weight": torch.eye(4).to_sparse(), "bias": torch.zeros(4)}
+    with pytest.raises(TypeError) as caught:
+        convert(given, torch_linear("", ""), mlax.dense(3).init(KEY, X))
+    assert caught.value.__notes__ == ["convert: in the tensor weight"]
+
+
+def test_a_convolution_along_one_axis_has_a_spec_of_its_own() -> None:
+    model = mlax.conv(8, 3)
+    given = {"c.weight": np.ones((8, 3, 3))}  # 3 channels, width 3
+    like = jax.eval_shape(model.init, KEY, normal(7, 3))
+    with pytest.raises(ValueError, match=r"by OIHW->OHWI; .*kernel=\"OWI\" of a convolution along"):
+        convert(given, torch_conv("c", ""), like)
+    assert convert(given, torch_conv("c", "", "OWI"), like)[0].kernel.shape == (8, 3, 3)

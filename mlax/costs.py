@@ -10,8 +10,10 @@ by, and the number is the same whatever the compiler makes of the rest.
     scan, fori_loop     the body, times the length
     while_loop          the body once, as the number of passes is not known
     cond, switch        the branch with the most
-    a kernel, or a call of other code   unknown, and counted as 0
     complex numbers     as real ones
+
+A kernel, a call of other code, a decomposition and a Fourier transform are unknown, and counted as
+0.
 
 The gradient of a product has twice its operations; what `jax.checkpoint` computes again counts
 again.
@@ -38,7 +40,12 @@ class Flops(NamedTuple):
 
 
 def flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
-    """Return the floating-point operations of a function, without running it.
+    """Return the floating-point operations of the products of a function, without running it.
+
+    Those of matrices and of convolutions count, 2 for each multiply-add, complex ones as real ones.
+    Sums, exponentials and the like are 0. What has products that can't be counted is named in
+    `unknown`: kernels, callbacks, Fourier transforms, decompositions such as Cholesky's, and loops
+    of unknown length.
 
     Args:
         function: any function that JAX can trace.
@@ -157,4 +164,7 @@ _OPAQUE = frozenset({
     "pallas_call", "tpu_custom_call", "ffi_call", "custom_call", "pure_callback", "io_callback",
     "dot_product_attention_fwd", "dot_product_attention_bwd", "scaled_matmul",
     "dot_product_attention_fp8_fwd", "dot_product_attention_fp8_bwd",
+    "cholesky", "cholesky_update", "eig", "eigh", "fft", "geqp3", "geqrf", "hessenberg",
+    "householder_product", "lu", "ormqr", "qr", "schur", "svd", "symmetric_product",
+    "triangular_solve", "tridiagonal", "tridiagonal_solve",
 })

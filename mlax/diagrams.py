@@ -59,6 +59,11 @@ def diagram(
     join the outputs of layers. Equal layers that follow each other are drawn once, and the box of a
     layer that is called again is dashed. Nothing is computed or compiled.
 
+    Layers are drawn, and what flows between them from x to y. What a layer or wiring does besides
+    is not: its own parameters, such as the router of `mlax.moe`; those of a layer that it reads, as
+    where weights are tied; and functions of one value that it applies in between, such as an
+    activation. (In `mlax.f` it is a layer, and has a box.)
+
     Args:
         layer: any layer.
         x: an input of it, or its shapes and dtypes.
@@ -100,12 +105,18 @@ class _Drawing:
         own = tuple(LATER_CALL.sub("", key) for key in path)
         chain = self._layers[own]
         keys = keys or own[-1:]
-        title = _title(keys, chain)
-        has_copies = len(keys) > 1 or any(map(_copies, chain))
+        count = self._experts(own) or len(keys)
+        title = _title(keys, chain, count)
+        has_copies = count > 1 or any(map(_copies, chain))
         is_again = path != own and chain[0].params_type is not Nothing
         if own not in self._frames or is_again or len(path) == self._depth:
             return _box(title, _color(chain), has_copies, is_again)
         return _frame(title, has_copies, self._column(path, before, after))
+
+    def _experts(self, path: Path) -> int | None:
+        """Return how many a layer stands for, if it is the expert of a mixture."""
+        outer = self._layers[path[:-1]][-1].config if path else None
+        return outer.num_experts if isinstance(outer, MoeConfig) else None
 
     def _column(self, path: Path, before: str, after: str) -> "_Figure":
         """Return the figures inside of a layer, and the arrows between them."""
@@ -171,8 +182,8 @@ def _folded(
     return Graph(nodes, edges, {n: v for n, v in values.items() if first[n] == n}), keys
 
 
-def _title(keys: Sequence[str], chain: tuple[Child, ...]) -> tuple[str, str]:
-    """Return the name and the kinds of a layer, or of equal ones that follow each other."""
+def _title(keys: Sequence[str], chain: tuple[Child, ...], number: int) -> tuple[str, str]:
+    """Return the name and the kinds of a layer, or of a number of equal ones."""
     kinds = []
     for outer, child in zip((None, *chain), chain, strict=False):
         if outer is not None and isinstance(outer.config, ComposedConfig):
@@ -181,8 +192,8 @@ def _title(keys: Sequence[str], chain: tuple[Child, ...]) -> tuple[str, str]:
         name = getattr(function, "__name__", "<lambda>")
         more = f" ×{count}" if count else "" if name == "<lambda>" else f"({name})"
         kinds.append(child.kind + more)
-    if len(keys) > 1:
-        kinds[0] += f" ×{len(keys)}"
+    if number > 1:
+        kinds[0] += f" ×{number}"
     ends = [LATER_CALL.sub("", key) for key in (*keys[:1], *keys[-1:]) if not key.isdigit()]
     name = " … ".join(dict.fromkeys(ends))
     kind = " › ".join(kinds)
@@ -191,10 +202,8 @@ def _title(keys: Sequence[str], chain: tuple[Child, ...]) -> tuple[str, str]:
 
 def _copies(child: Child) -> int | None:
     """Return how many copies of a layer there are in a loop or a map, if it says so."""
-    config: Any = child.config
-    if isinstance(config, RepeatConfig | EnsembleConfig | PipelineConfig):
-        return config.n
-    return config.num_experts if isinstance(config, MoeConfig) else None
+    config = child.config
+    return config.n if isinstance(config, RepeatConfig | EnsembleConfig | PipelineConfig) else None
 
 
 _COLORS = {

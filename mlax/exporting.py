@@ -23,7 +23,7 @@ from jax.experimental import checkify
 from jax.export import Exported
 from jax.extend.core import Jaxpr
 
-from mlax.arguments import is_sequence, read_layer
+from mlax.arguments import described, is_sequence, read_layer
 from mlax.checkpoint import named
 from mlax.combinators.child import kind_of, shapes as shapes_of
 from mlax.errors import expected, message
@@ -53,8 +53,9 @@ def export(
     `program.call(x)` returns y. If the weights are beside, it takes them as `weights=`. If
     inference changes variables, such as caches, it takes them as `state=` and returns (y, state).
     Arrays in x and y are as those of `apply`, in tuples, lists and dicts; what is of another class
-    there, such as a named tuple, is a dict of its fields, without those that are None. What checks
-    values by `jax.experimental.checkify` is left out: a full cache gives NaN.
+    there, such as a named tuple, is a dict of its fields, without those that are None; keys of
+    dicts that are no texts become texts. What checks values by `jax.experimental.checkify` is left
+    out: a full cache gives NaN.
 
     Args:
         layer: any layer, with a batch axis if the program shall have one: see `mlax.batched`.
@@ -64,7 +65,8 @@ def export(
         x: an input of `apply`, or its shapes and dtypes.
         shapes: which lengths in x are symbolic, and so left to the call, as in
             `jax.export.symbolic_args_specs`: "batch, length, _" for three axes, where "_" stands
-            for the length in x, and "batch, ..." for any number; or a tree of these like x.
+            for the length in x, and "batch, ..." for any number; or a tree of these like x, or
+            like what `call` takes as x. None stands for the shape in x.
         constraints: what the program may assume of symbolic lengths, such as "length <= 1024".
         platforms: where the program runs: "cpu", "cuda", "rocm", "tpu", one or several; None for
             the platform of this process.
@@ -90,7 +92,7 @@ def export(
     if weights not in ("inside", "beside"):
         raise ValueError(message("export", "weights", '"inside" or "beside"', repr(weights)))
     if shapes is not None or constraints:
-        x = jax.export.symbolic_args_specs(x, shapes, constraints)
+        x = _symbolic(x, shapes, constraints)
     x = jax.tree.map(_unplaced, shapes_of(x))
     made = {"params": params, "state": state}
     leaves, structure = named("export", made), jax.tree.structure(made)
@@ -140,9 +142,38 @@ def _require_platforms(platforms: Any) -> None:
         if platform not in (*known, jax.export.default_export_platform()):
             way_out = 'for "gpu", say which' if platform == "gpu" else ""
             raise ValueError(message("export", "platforms", wanted, repr(platform), way_out))
+    if len(set(platforms)) < len(platforms):
+        raise ValueError(message("export", "platforms", f"{wanted}, each once", platforms))
 
 
 # Shapes.
+
+
+def _symbolic(x: Any, shapes: Any, constraints: Sequence[str]) -> Any:
+    """Return shapes like x, some of whose lengths are symbolic."""
+    specs = jax.export.symbolic_args_specs
+    if _fits(shapes, x):
+        return specs(x, shapes, constraints)
+    plain = _plain(x)
+    if not _fits(shapes, plain):
+        wanted = "a text, or a tree of them like x"
+        got, way_out = described(shapes), f"x is {jax.tree.map(_form, plain)}"
+        raise TypeError(message("export", "shapes", wanted, got, way_out))
+    return _restored(x, specs(plain, shapes, constraints))
+
+
+def _fits(shapes: Any, x: Any) -> bool:
+    """Return whether a tree has a text, or None, for each array in x, or for several."""
+    leaves = jax.tree.leaves(shapes, is_leaf=lambda leaf: leaf is None)
+    try:
+        jax.tree.map(lambda *_: None, shapes, x, is_leaf=lambda leaf: leaf is None)
+    except ValueError:
+        return False
+    return all(leaf is None or isinstance(leaf, str) for leaf in leaves)
+
+
+def _form(leaf: Any) -> str:
+    return f"{leaf.dtype.name}{list(leaf.shape)}"
 
 
 def _unplaced(leaf: Any) -> jax.ShapeDtypeStruct:

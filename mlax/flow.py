@@ -140,7 +140,7 @@ class Flow:
 _PART = "the part of a step"
 """The name of what a loop does at each step to a value that it runs over."""
 
-_KEY = re.compile(r"""'[^']*'|"[^"]*"|[^.]+""")
+_KEY = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^.]+""")
 
 
 class _Step(NamedTuple):

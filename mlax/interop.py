@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mlax.arguments import ANOTHER_MODEL, AnyLayer, Rule, described, read_layer, required_key
-from mlax.combinators.child import shapes
+from mlax.combinators.child import require_equal_shapes, shapes
 from mlax.errors import expected, message
 from mlax.layer import AxisName, Key, State
 from mlax.pair import layer
@@ -75,8 +75,11 @@ def from_stax(
         stax_layer: (init_fun, apply_fun), of `jax.example_libraries.stax` or like it. Its input
             shape is that of x, batch axis included.
         inference: the layer for inference mode, as stax builds its dropout twice, with
-            mode="train" and mode="test".
+            mode="train" and mode="test". It has the same params.
         needs_rng: whether it needs a key in training.
+
+    Raises:
+        ValueError: the layer for inference mode has other params.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> from jax.example_libraries import stax
@@ -85,8 +88,13 @@ def from_stax(
     >>> model.apply(params, state, jnp.ones((5, 3)))[0].shape
     (5, 2)
     """
-    init_fun, _ = stax_layer
-    _, params = init_fun(rng, jax.tree.map(lambda a: tuple(a.shape), x))
+    def params_of(of: StaxLayer) -> Any:
+        return of[0](rng, jax.tree.map(lambda a: tuple(a.shape), x))[1]
+
+    params = params_of(stax_layer)
+    if inference is not None:
+        other = jax.eval_shape(lambda: params_of(inference))
+        require_equal_shapes("from_stax", shapes(params), other, "the params of inference")
     return params, State((), FromStaxConfig(stax_layer, inference, needs_rng))
 
 
@@ -201,14 +209,21 @@ def _keys(rng: Key, names: Sequence[str]) -> dict[str, Key]:
     return {name: jax.random.fold_in(rng, i) for i, name in enumerate(names)}
 
 
+def _read_module(owner: str, name: str, value: Any) -> Any:
+    if isinstance(value, type) or not hasattr(value, "lazy_init"):
+        way_out = "pass an instance, as in mlax.from_linen(linen.Dense(4))"
+        raise TypeError(message(owner, name, "a flax.linen module", described(value), way_out))
+    return value
+
+
 def _linen_needs_rng(*_: Any, rngs: tuple[str, ...] = (), **__: Any) -> bool:
     return bool(rngs)
 
 
 @layer(_apply_linen, config=FromLinenConfig, needs_rng=_linen_needs_rng)
 def from_linen(
-    rng: Key, x: Any, module: Any, *, mutable: Names = (), rngs: Names = (),
-    training: Keywords = (), inference: Keywords = (),
+    rng: Key, x: Any, module: Annotated[Any, Rule(_read_module)], *, mutable: Names = (),
+    rngs: Names = (), training: Keywords = (), inference: Keywords = (),
 ) -> tuple[Any, State[dict[str, Any], FromLinenConfig]]:
     """A module of flax.linen: params is its collection of that name, the others are variables.
 
@@ -230,10 +245,6 @@ def from_linen(
     >>> mlax.paths(params)
     ['0.bias', '0.kernel', '2.kernel', '2.bias']
     """
-    if isinstance(module, type) or not hasattr(module, "lazy_init"):
-        way_out = "pass an instance, as in mlax.from_linen(linen.Dense(4))"
-        wanted, got = "a flax.linen module", described(module)
-        raise TypeError(message("from_linen", "module", wanted, got, way_out))
     collections = dict(module.lazy_init({"params": rng}, shapes(x), **dict(inference)))
     params = collections.pop("params", {})
     config = FromLinenConfig(

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from mlax import taps
-from mlax.arguments import AnyLayer, read_integer, read_layer
+from mlax.arguments import AnyLayer, described, read_integer, read_layer
 from mlax.combinators.child import (
-    Child, abstract_child, apply_child, children_of, one_tracing, shapes,
+    Child, abstract_child, apply_child, children_of, has_path, one_tracing, shapes,
 )
 from mlax.errors import expected, message
 from mlax.costs import Flops, by_scope
@@ -95,8 +95,10 @@ def summary(
             pattern matches is whole on every device.
 
     Raises:
+        TypeError: an argument is not what it should be.
         ValueError: a rule names an axis that the mesh does not have, or that does not divide.
-        Exception: whatever `init` or `apply` raises, with a note that gives the path.
+        Exception: whatever `init` or `apply` raises, with a note that gives the path; or their
+            gradient, if there is none, as of `jax.lax.while_loop`: pass inference_mode=True.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> model = mlax.series(mlax.dense(8), mlax.f(jnp.tanh), mlax.dense(2))
@@ -109,6 +111,8 @@ def summary(
       2 dense                f32[5,2]                 18     72      0    160    320
     """
     read_depth("summary", depth)
+    if not isinstance(mesh, Mesh | AbstractMesh | None):
+        raise TypeError(message("summary", "mesh", "a mesh, or None", described(mesh)))
     if rules and mesh is None:
         raise ValueError(expected("summary", "a mesh for rules", "None"))
     made = abstract_model("summary", layer, x)
@@ -123,9 +127,14 @@ def summary(
             return y, taps.separated(after, variables)[1]
 
     traced = run if inference_mode else _with_gradient(run)
-    jaxpr, (y, values) = jax.make_jaxpr(traced, return_shape=True)(
-        made.params, shapes(x), made.variables, made.rng
-    )
+    try:
+        jaxpr, (y, values) = jax.make_jaxpr(traced, return_shape=True)(
+            made.params, shapes(x), made.variables, made.rng
+        )
+    except Exception as error:
+        if not inference_mode and not has_path(error):
+            error.add_note("summary: for a model without a gradient, pass inference_mode=True")
+        raise
     found = by_scope(jaxpr, _Scope("", False), _scope)
     forward, backward = (
         _added(
@@ -190,7 +199,7 @@ def _with_gradient(run: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[A
 
 
 def _is_floating(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+    return bool(jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact))
 
 
 class Model(NamedTuple):

@@ -94,7 +94,26 @@ def marked(result: Any) -> Any:
     tap = _TAP.get()
     if tap is None or not tap.marks or not isinstance(result, tuple) or len(result) != 2:
         return result
-    return jax.tree.map(jax.lax.optimization_barrier, result[0]), result[1]
+    return jax.tree.map(_mark, result[0]), result[1]
+
+
+@jax.custom_jvp  # as custom_vmap has no gradient
+def _mark(y: jax.Array) -> Any:
+    return _mark_of_any_rank(y)
+
+
+_mark.defjvp(lambda primals, tangents: (_mark(*primals), *tangents))
+
+
+@jax.custom_batching.custom_vmap
+def _mark_of_any_rank(y: jax.Array) -> Any:
+    return jax.lax.optimization_barrier(y)
+
+
+@_mark_of_any_rank.def_vmap
+def _mark_of_batch(_: int, in_batched: list[bool], y: jax.Array) -> tuple[Any, bool]:
+    """Mark a batch with its axis in front, wherever a loop has put it."""
+    return _mark_of_any_rank(y), in_batched[0]
 
 
 def is_wanted(key: int | str) -> bool:

@@ -138,3 +138,11 @@ def test_shards_add_up() -> None:
     mesh = Mesh(jax.devices()[:4], "i")
     product = jax.shard_map(lambda a, b: a @ b, mesh=mesh, in_specs=(P("i"), P()), out_specs=P("i"))
     assert mlax.flops(product, f32(8, D), f32(D, H)).total == 2 * 8 * D * H
+
+
+@pytest.mark.parametrize(("function", "name"), [
+    (jnp.linalg.cholesky, "cholesky"), (jnp.linalg.qr, "qr"), (jnp.linalg.svd, "svd"),
+    (jnp.linalg.eigh, "eigh"), (jnp.linalg.inv, "triangular_solve"), (jnp.fft.fft, "fft"),
+])  # fmt: skip
+def test_decompositions_are_unknown(function: Any, name: str) -> None:
+    assert name in mlax.flops(function, f32(N, N)).unknown

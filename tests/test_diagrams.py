@@ -193,6 +193,28 @@ def test_arrows_have_shapes() -> None:
     assert ">f32[9,2]<" in str(drawing)
 
 
+def test_arrows_in_batches_have_the_axis_of_the_batch_in_front() -> None:
+    gru = mlax.carried(mlax.recurrent(mlax.gru_cell(6)))
+    model = mlax.batched(mlax.series(gru, mlax.f(jnp.tanh), mlax.dense(5)))
+    assert labels(mlax.diagram(model, floats(3, 10, 4))) == ["f32[3,10,6]", "f32[3,10,6]"]
+    both = mlax.batched(mlax.bidirectional(mlax.gru_cell(6), mlax.gru_cell(6)))
+    x = floats(3, 10, 4), (floats(3, 6), floats(3, 6))
+    assert labels(mlax.diagram(both, x)) == ["(f32[3,10,6], f32[3,6])"] * 2
+
+
+@pytest.mark.parametrize("around", [mlax.remat, mlax.batched])
+def test_a_wiring_may_take_gradients(around: Any) -> None:
+    def wire(sub: Sublayers, x: jax.Array) -> Any:
+        return jax.grad(lambda x: sub.energy(x)[0].sum())(x)
+
+    def pair(x: jax.Array) -> Any:
+        return x, jnp.int32(3)
+
+    parts = mlax.batched(mlax.series(mlax.dense(6), mlax.f(pair)), axis_name="atoms")
+    drawing = mlax.diagram(around(mlax.block(energy=parts)(wire)), floats(2, 3, 4))
+    assert "dense" in str(drawing) and ">f32[2,3,4]<" in str(drawing)
+
+
 def _step(sub: Sublayers, inputs: Any) -> Any:
     y, h = sub.cell(inputs)
     return sub.head(y), h
@@ -210,6 +232,12 @@ def test_equal_layers_that_follow_each_other_are_one() -> None:
     assert count(mlax.dense(3), mlax.dense(3), mlax.dense(3)) == 2  # the first reads 8 features
 
 
+def test_of_a_mixture_the_experts_are_several() -> None:
+    model = mlax.series(mlax.moe(mlax.repeat(mlax.dense(8), 2), 4), mlax.f(lambda routed: routed.y))
+    svg = str(mlax.diagram(model, X))
+    assert ">moe<" in svg and "repeat ×2 ×4 › dense" in svg and svg.count("×4") == 1
+
+
 def test_depth_folds() -> None:
     model, x = MODELS["gpt"]()
     drawn = [str(mlax.diagram(model, x, depth=n)) for n in range(4)]
@@ -224,6 +252,8 @@ def test_names_are_escaped_and_dtypes_of_all_kinds_are_spelled(tmp_path: Path) -
     require_readable(str(drawing))
     drawing.save(tmp_path / "model.svg")
     assert (tmp_path / "model.svg").read_text(encoding="utf-8") == drawing._repr_svg_()
+    for name in ("a'b\"", "a.'b\".c", "\\'\"."):
+        assert labels(mlax.diagram(mlax.series(**{name: mlax.dense(4), "z": mlax.dense(3)}), X))
     drawn = mlax.diagram(mlax.f(lambda pair: pair[0]), (X, jax.random.key(0)))
     assert "(f32[4,8], key&lt;fry&gt;[])" in str(drawn)
 

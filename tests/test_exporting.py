@@ -275,6 +275,8 @@ def test_wrong_arguments_raise() -> None:
         exported("lstm", platforms=["cpu", "cudda"])
     with pytest.raises(TypeError, match="in a tuple, got 'cuda'"):
         exported("lstm", platforms="cuda")
+    with pytest.raises(ValueError, match=r"each once, got \('cpu', 'cpu'\)"):
+        exported("lstm", platforms=("cpu", "cpu"))
     with pytest.raises(ValueError, match="export: expected weights to be .*'within'"):
         exported("lstm", weights="within")
     with pytest.raises(TypeError, match="export: .*layer.*mlax.dense"):
@@ -303,3 +305,26 @@ def test_weights_that_no_file_can_hold_raise() -> None:
     _, state = mlax.linear(2**15).init(jax.random.key(0), normal(1))
     with pytest.raises(ValueError, match='less than 2 GiB .*got 2,147,483,648 .*"beside"'):
         mlax.export(mlax.linear(2**15), mlax.types.LinearParams(zeros), state, jnp.ones(2**14))
+
+
+def test_shapes_may_be_like_what_the_program_takes() -> None:
+    config = mlax.models.BertConfig(9, 4, 2, 4, 1, 1, 4)
+    model, tokens = mlax.models.bert(config), jnp.array([[1, 2]])
+    x = mlax.models.BertInputs(tokens, mask=tokens > 0)
+    params, state = model.init(jax.random.key(0), x)
+    more: dict[str, Any] = {"constraints": ["l <= 4"], "weights": "beside"}
+    ours = x._replace(tokens="b, l", mask="b, l")
+    for shapes in (ours, {"tokens": "b, l", "mask": "b, l"}, "b, l"):
+        program, _, _ = mlax.export(model, params, state, x, shapes, **more)
+        assert [str(aval) for aval in program.in_avals[:2]] == ["bool[b,l]", "int32[b,l]"]
+    text = r"a text, or a tree of them like x, got {}; x is {{'mask': 'bool\[1, 2\]', 'tokens"
+    for wrong, got in ((("b, l", "b, l"), "a tuple"), (3, "3"), ({"token": "b, l"}, "a dict")):
+        with pytest.raises(TypeError, match=text.format(got)):
+            mlax.export(model, params, state, x, wrong, **more)
+
+
+def test_keys_of_dicts_become_texts() -> None:
+    layer, x = mlax.f(lambda x: x[0] - x[1]), {0: jnp.full(3, 5.0), 1: jnp.ones(3)}
+    program, _, _ = mlax.export(layer, (), layer.init(jax.random.key(0), x)[1], x)
+    y = program.call({"0": x[0], "1": x[1]})
+    np.testing.assert_array_equal(y, [4, 4, 4])

@@ -170,3 +170,17 @@ def test_what_is_no_module_is_told_so() -> None:
     with pytest.raises((TypeError, ValueError), match="from_linen: expected .*module"):
         layer.apply(params, other, X)
     check_laws(layer, np.asarray(X), skip=LOCAL)
+
+
+def test_what_runs_in_inference_has_the_same_params() -> None:
+    longer = stax.serial(stax.Dense(4), stax.Dense(2))
+    model = mlax.series(a=mlax.from_stax(stax.serial(stax.Dense(4)), inference=longer))
+    with pytest.raises(ValueError, match=r"params of inference .* \('float32\[4, 2\]'") as caught:
+        model.init(KEY, X)
+    assert "in series > a > from_stax" in caught.value.__notes__
+
+
+def test_what_is_no_module_of_linen_is_told_at_once() -> None:
+    for wrong in (4, mlax.dense(3), None):
+        with pytest.raises(TypeError, match=r"module to be a flax.linen module, got .*linen.Dense"):
+            mlax.from_linen(wrong)

@@ -137,3 +137,35 @@ def test_nothing_is_made_and_errors_have_the_path() -> None:
     with pytest.raises(ValueError) as caught:
         mlax.summary(mlax.series(body=mlax.series(mlax.conv(4, (3, 3)))), jnp.ones((2, 2)))
     assert any("series > body[0] > conv" in note for note in caught.value.__notes__)
+
+
+def test_outputs_may_be_python_numbers() -> None:
+    @mlax.block(a=mlax.dense(4))
+    def wire(sub: Sublayers, x: Any) -> Any:
+        return sub.a(x), 0.5, 3
+
+    table = mlax.summary(mlax.series(b=wire), jnp.ones(4))
+    assert "b wire                 (f32[4], f32[], i32…" in str(table)
+    assert row(table, "").backward == Flops(2 * 2 * 4 * 4)
+
+
+def test_a_model_without_a_gradient_says_what_to_do() -> None:
+    model = mlax.series(
+        mlax.dense(3), mlax.f(lambda x: jax.lax.while_loop(lambda x: x[0] > 1, jnp.sqrt, x))
+    )
+    with pytest.raises(ValueError, match="Reverse-mode") as caught:
+        mlax.summary(model, jnp.ones(2))
+    text = "summary: for a model without a gradient, pass inference_mode=True"
+    assert text in caught.value.__notes__
+    assert row(mlax.summary(model, jnp.ones(2), inference_mode=True), "0").forward.total == 12
+
+
+def test_what_is_no_input_or_mesh_is_told() -> None:
+    for call in (mlax.summary, mlax.diagram):
+        with pytest.raises(TypeError, match="expected arrays, or .* got 'text' at b.1$"):
+            call(mlax.f(lambda x: x["a"]), {"a": jnp.ones(2), "b": (1, "text")})
+        with pytest.raises(TypeError, match="got 'text' at 1\n") as caught:
+            call(mlax.series(mlax.series(a=mlax.f(lambda x: (x, "text")))), jnp.ones(2))
+        assert any("> series[0] > series > a > f" in note for note in caught.value.__notes__)
+    with pytest.raises(TypeError, match="summary: expected mesh to be a mesh, or None, got 3"):
+        mlax.summary(gpt(), TOKENS, mesh=3)  # type: ignore[arg-type]  # on purpose

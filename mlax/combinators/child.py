@@ -32,6 +32,7 @@ from mlax.layer import AxisName, Key, State
 from mlax.pair import ANOTHER_STATE, BoundApply, BoundInit, bare, require_like
 from mlax.statistics import WARNS
 from mlax.taps import setting
+from mlax.tree import path_of
 
 ChildKey: TypeAlias = int | str | None
 
@@ -273,7 +274,22 @@ def shapes(x: Any) -> Any:
     leaves, structure = jax.tree.flatten(x)
     if all(map(_is_plain, leaves)):
         return jax.tree.unflatten(structure, leaves)
-    return jax.eval_shape(lambda x: x, x)
+    try:
+        return jax.eval_shape(lambda x: x, x)
+    except TypeError:
+        _require_arrays(x)
+        raise
+
+
+def _require_arrays(tree: Any) -> None:
+    """Require leaves that JAX has a type for."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        try:
+            jax.typeof(leaf)
+        except TypeError:
+            place = f" at {path_of(path)}" if path else ""
+            wanted, got = "arrays, or their shapes and dtypes", f"{described(leaf)}{place}"
+            raise TypeError(f"expected {wanted}, got {got}") from None
 
 
 def _is_plain(leaf: Any) -> bool:
@@ -288,7 +304,13 @@ def output_shapes(owner: str, child: Child, params: Any, variables: Any, x: Any,
     dtype = _COMPUTE_DTYPE.get()
 
     def output(params: Any, variables: Any, x: Any, rng: Key) -> Any:
-        return apply_child(owner, child, cast_floating(params, dtype), variables, x, rng)[0]
+        y = apply_child(owner, child, cast_floating(params, dtype), variables, x, rng)[0]
+        try:
+            _require_arrays(y)
+        except TypeError as error:
+            add_path(error, owner, child.key, child.kind)
+            raise
+        return y
 
     with setting(WARNS, False):
         return jax.eval_shape(output, params, variables, x, rng)

@@ -19,6 +19,7 @@ The gradient of a product has twice its operations; what `jax.checkpoint` comput
 again.
 """
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -69,36 +70,53 @@ Scope: TypeAlias = Callable[[K, str], K]
 def by_scope(jaxpr: ClosedJaxpr, outermost: K, scope: Scope[K]) -> dict[K, Flops]:
     """Return the operations in each scope that has some."""
     counts: dict[K, Flops] = {}
-    for name, found in _counted(jaxpr.jaxpr, outermost, scope):
+    for name_stacks, found in _Counter().of(jaxpr.jaxpr):
+        name = functools.reduce(scope, name_stacks, outermost)
         counts[name] = counts[name] + found if name in counts else found
     return counts
 
 
-def _counted(jaxpr: Jaxpr, outer: K, scope: Scope[K]) -> Iterator[tuple[K, Flops]]:
-    """Yield the operations of each equation, with its scope."""
-    for eqn in jaxpr.eqns:
-        primitive = eqn.primitive.name
+Counts: TypeAlias = list[tuple[tuple[str, ...], Flops]]
+"""Operations, each with the name stacks of the equations around it, the outermost first."""
+
+
+class _Counter:
+    """Counts each function once, as equal layers share one."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Counts] = {}
+
+    def of(self, jaxpr: Jaxpr) -> Counts:
+        """Return the operations of a function."""
+        if id(jaxpr) not in self._known:
+            self._known[id(jaxpr)] = [
+                ((str(eqn.source_info.name_stack), *inner), found)
+                for eqn in jaxpr.eqns for inner, found in self._of_equation(eqn)
+            ]
+        return self._known[id(jaxpr)]
+
+    def _of_equation(self, eqn: JaxprEqn) -> Counts:
+        primitive, times, unknown = eqn.primitive.name, 1, frozenset[str]()
         if primitive in _COUNTED:
-            yield scope(outer, str(eqn.source_info.name_stack)), Flops(_COUNTED[primitive](eqn))
-        elif primitive in _OPAQUE:
-            opaque = Flops(0, frozenset({primitive}))
-            yield scope(outer, str(eqn.source_info.name_stack)), opaque
-        elif bodies := list(bodies_of(eqn)):
-            own = scope(outer, str(eqn.source_info.name_stack))
-            if primitive == "cond":
-                yield from _of_branches(bodies, own, scope)
-                continue
-            times, unknown = 1, frozenset[str]()
-            if primitive == "scan":
-                times = eqn.params["length"]
-            elif primitive == "while":
-                unknown = frozenset({"while"})
-            elif primitive == "shard_map":
-                sizes = dict(eqn.params["mesh"].shape)
-                times = math.prod(sizes[axis] for axis in eqn.params["newly_manual_axes"])
-            for body in bodies:
-                for inner, found in _counted(body, own, scope):
-                    yield inner, Flops(times * found.total, found.unknown | unknown)
+            return [((), Flops(_COUNTED[primitive](eqn)))]
+        if primitive in _OPAQUE:
+            return [((), Flops(0, frozenset({primitive})))]
+        bodies = [self.of(body) for body in bodies_of(eqn)]
+        if primitive == "cond":
+            totals = [sum(flops.total for _, flops in branch) for branch in bodies]
+            bodies = [bodies[totals.index(max(totals))]]
+            unknown = frozenset({"cond"} if len(set(totals)) > 1 else ())
+        elif primitive == "scan":
+            times = eqn.params["length"]
+        elif primitive == "while":
+            unknown = frozenset({"while"})
+        elif primitive == "shard_map":
+            sizes = dict(eqn.params["mesh"].shape)
+            times = math.prod(sizes[axis] for axis in eqn.params["newly_manual_axes"])
+        return [
+            (inner, Flops(times * found.total, found.unknown | unknown))
+            for body in bodies for inner, found in body
+        ]
 
 
 def bodies_of(eqn: JaxprEqn) -> Iterator[Jaxpr]:
@@ -109,17 +127,6 @@ def bodies_of(eqn: JaxprEqn) -> Iterator[Jaxpr]:
                 yield entry.jaxpr
             elif isinstance(entry, Jaxpr):
                 yield entry
-
-
-def _of_branches(
-    branches: list[Jaxpr], name: K, scope: Scope[K]
-) -> Iterator[tuple[K, Flops]]:
-    """Yield the operations of the branch that has the most."""
-    found = [list(_counted(branch, name, scope)) for branch in branches]
-    totals = [sum(flops.total for _, flops in branch) for branch in found]
-    unknown = frozenset({"cond"}) if len(set(totals)) > 1 else frozenset[str]()
-    for inner, flops in found[totals.index(max(totals))]:
-        yield inner, Flops(flops.total, flops.unknown | unknown)
 
 
 def _shapes(variables: list[Any]) -> list[tuple[int, ...]]:

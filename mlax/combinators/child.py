@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import get_opaque_trace_state
 from jax.typing import DTypeLike
 
 from mlax import constraints, mesh, taps
@@ -175,7 +176,7 @@ def init_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Key, x: Any) -> 
     tracing = _TRACING.get()
     known = tracing.known.get(_signature(layer, x)) if tracing and tracing.abstract else None
     if known is not None:
-        params, variables = placeholders(known.params), placeholders(known.variables)
+        params, variables = _shared_placeholders((known.params, known.variables))
         return Made(params, variables, known.child._replace(key=key), known.output)
     output: Callable[[], Any] | None = None
     try:
@@ -346,6 +347,8 @@ class _Tracing(NamedTuple):
     """Shapes of the outputs of layers that are no combinators, by layer, input, params, ..."""
     abstract: bool
     """Whether a trace is under way that keeps only shapes."""
+    placeholders: dict[Hashable, tuple[Any, jax.Array]]
+    """The placeholders of the trace by type, each with the state of JAX that it belongs to."""
 
 
 _TRACING: ContextVar[_Tracing | None] = ContextVar("tracing", default=None)
@@ -353,7 +356,7 @@ _TRACING: ContextVar[_Tracing | None] = ContextVar("tracing", default=None)
 
 def one_tracing() -> contextlib.AbstractContextManager[None]:
     """Share the results of `abstract_child` until the outermost `init` ends."""
-    return setting(_TRACING, _TRACING.get() or _Tracing({}, {}, False))
+    return setting(_TRACING, _TRACING.get() or _Tracing({}, {}, False, {}))
 
 
 def abstract_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Any, x: Any) -> Made:
@@ -365,12 +368,13 @@ def abstract_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Any, x: Any)
         children: list[Child] = []
 
         def trace(rng: Key, x: Any) -> tuple[Any, Any, Any]:
-            made = init_child(owner, key, layer, rng, x)
-            children.append(made.child)
-            return made.params, made.variables, made.output()
+            inner = tracing._replace(abstract=True, placeholders={})
+            with setting(_TRACING, inner), setting(WARNS, False):
+                made = init_child(owner, key, layer, rng, x)
+                children.append(made.child)
+                return made.params, made.variables, made.output()
 
-        with setting(_TRACING, tracing._replace(abstract=True)), setting(WARNS, False):
-            params, variables, y = jax.eval_shape(trace, rng, x)
+        params, variables, y = jax.eval_shape(trace, rng, x)
         tracing.known[signature] = Made(params, variables, children[0], lambda: y)
     known = tracing.known[signature]
     return known._replace(child=known.child._replace(key=key))
@@ -418,6 +422,20 @@ def _type(leaf: Any) -> Hashable:
 def placeholders(tree: Any) -> Any:
     """Return arrays with the shapes and dtypes of a tree, for a trace that reads no values."""
     return jax.tree.map(_placeholder, tree)
+
+
+def _shared_placeholders(tree: Any) -> Any:
+    """Return placeholders that are one array where types are equal: models have many of a type."""
+    tracing, state = _TRACING.get(), get_opaque_trace_state()
+    assert tracing is not None, "_shared_placeholders must be called within one_tracing"
+
+    def placeholder(shape: Any) -> jax.Array:
+        known = tracing.placeholders.get(_type(shape))
+        if known is None or known[0] != state:
+            known = tracing.placeholders[_type(shape)] = state, _placeholder(shape)
+        return known[1]
+
+    return jax.tree.map(placeholder, tree)
 
 
 def _placeholder(shape: Any) -> jax.Array:

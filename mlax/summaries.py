@@ -119,18 +119,20 @@ def summary(
     layers = dict(layers_by_path(made.child))
     places = {".".join(path): path for path in layers}
 
-    def run(params: Any, x: Any, variables: Any, rng: Any) -> tuple[Any, dict[str, Any]]:
+    outputs: dict[str, Any] = {}
+
+    def run(params: Any, x: Any, variables: Any, rng: Any) -> Any:
         with taps.tapping(places.__contains__, has_scopes=True), taps.setting(WARNS, False):
             y, after = apply_child(
                 "summary", made.child, params, variables, x, rng, inference_mode
             )
-            return y, taps.separated(after, variables)[1]
+            values = {"": y, **taps.separated(after, variables)[1]}
+        outputs.update(jax.tree.map(_shape, values))
+        return y
 
     traced = run if inference_mode else _with_gradient(run)
     try:
-        jaxpr, (y, values) = jax.make_jaxpr(traced, return_shape=True)(
-            made.params, shapes(x), made.variables, made.rng
-        )
+        jaxpr = jax.make_jaxpr(traced)(made.params, shapes(x), made.variables, made.rng)
     except Exception as error:
         if not inference_mode and not has_path(error):
             error.add_note("summary: for a model without a gradient, pass inference_mode=True")
@@ -147,7 +149,7 @@ def summary(
     params, variables = (_arrays(tree, mesh, rules) for tree in (made.params, made.variables))
     counts = _added((path, size) for path, size, _ in params)
     nbytes, held = (_added((path, n) for path, _, n in arrays) for arrays in (params, variables))
-    outputs, nothing = {"": y, **values}, Flops(0)
+    nothing = Flops(0)
     return Summary(
         tuple(
             Row(
@@ -174,28 +176,31 @@ def _scope(outer: _Scope, name_stack: str) -> _Scope:
     return _Scope(outer.path if path is None else path, is_backward)
 
 
-def _with_gradient(run: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
-    """Return the function with its gradient by the first two arguments, which it does not return.
+def _with_gradient(run: Callable[..., Any]) -> Callable[..., None]:
+    """Return the function and its gradient by the first two arguments, without their results.
 
     What comes before the gradient is the function itself.
     """
 
-    def both(params: Any, x: Any, *others: Any) -> tuple[Any, Any]:
+    def both(params: Any, x: Any, *others: Any) -> None:
         leaves, structure = jax.tree.flatten((params, x))
         floating = [i for i, leaf in enumerate(leaves) if _is_floating(leaf)]
 
-        def total(values: list[Any]) -> tuple[Any, Any]:
+        def total(values: list[Any]) -> Any:
             for i, value in zip(floating, values, strict=True):
                 leaves[i] = value
-            y, intermediate = run(*jax.tree.unflatten(structure, leaves), *others)
+            y = run(*jax.tree.unflatten(structure, leaves), *others)
             real = [jnp.real(leaf) for leaf in jax.tree.leaves(y) if _is_floating(leaf)]
             sums = (jnp.sum(leaf.astype(jnp.float32)) for leaf in real)
-            return sum(sums, jnp.zeros(())), (y, intermediate)
+            return sum(sums, jnp.zeros(()))
 
-        result: tuple[Any, Any] = jax.grad(total, has_aux=True)([leaves[i] for i in floating])[1]
-        return result
+        jax.grad(total)([leaves[i] for i in floating])
 
     return both
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jax.dtypes.result_type(leaf))
 
 
 def _is_floating(leaf: Any) -> bool:

@@ -297,7 +297,8 @@ WAYS_OUT = {
     "no tensor for": "Rule(None, path) leaves a leaf as like has it",
     r"copies|no tensor for [^;]*\[\d+(, \d+)*\]": "the layers in the config of the model are to be "
     "as many as in the file",
-    "taken": "tensors in one place are to have equal values, as tied embeddings have",
+    "which differs from one there": "tensors in one place are to have equal values: is the model tied, and "
+    "the file not?",
     r" by \w+->": "the axes of a rule are those of the tensor and of the leaf, such as "
     "kernel=\"OWI\" of a convolution along one axis",
     "only the shape": "pass what layer.init returns as like",
@@ -312,8 +313,8 @@ def _listed(wrong: list[str]) -> tuple[str, str]:
     for text in wrong:
         groups.setdefault(re.sub(r"(?<!\w)\d+(?! of|\w)", "0", text), []).append(text)
     for group in groups.values():
-        if len(group) > 3:
-            group[2:] = [f"{len(group) - 2} more such"]
+        if len(group) > 2:
+            group[1:] = [f"{len(group) - 1} more such"]
     got = "; ".join(text for group in groups.values() for text in group)
     return got, "; ".join(way for sign, way in WAYS_OUT.items() if re.search(sign, got))
 
@@ -343,7 +344,7 @@ def _assembled(
                 continue
             added = functools.reduce(np.add, terms)
             if not _have_equal_bits(added, pieces.setdefault(place, added)):
-                errors.append(f"{' + '.join(names)} for {path}, which another tensor has taken")
+                errors.append(f"{' + '.join(names)} for {path}, which differs from one there")
     if len(dtypes) > 1:
         errors.append(f"dtypes {', '.join(sorted(dtypes))} for {path}")
     wrong += errors
@@ -444,7 +445,7 @@ def _leaves(owner: str, argument: str, made: Any) -> dict[str, Any]:
         if path in found:
             wanted, got = "different in params and state", f"two of {path!r}"
             raise ValueError(message(owner, "paths", wanted, got))
-        found[path] = leaf
+        found[path] = leaf if hasattr(leaf, "shape") else np.asarray(leaf)
 
     for tree in (params, variables_of(state)):
         map_with_path(add, tree)

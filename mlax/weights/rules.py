@@ -3,7 +3,7 @@
 import functools
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
@@ -234,9 +234,7 @@ def convert(tensors: Mapping[str, Any], table: Table, like: tuple[P, S]) -> tupl
             placed[path].setdefault(place, {}).setdefault(added, {})[str(part)] = piece
     wrong += [
         f"nothing on either side for {rule}" for rule in table
-        if rule.theirs is not None and rule.ours is not None and not rule.optional
-        and not any(_matches(term, names) for term in rule.terms)
-        and not _matches(rule.ours, leaves)
+        if not rule.optional and _is_for_nothing(rule, names, leaves)
     ]
     kept = [rule.ours for rule in table if rule.theirs is None and rule.ours is not None]
     arrays = [
@@ -285,6 +283,13 @@ def _matches(side: str, names: Iterable[str]) -> bool:
     return any(_texts(pattern, name) is not None for name in names)
 
 
+def _is_for_nothing(rule: Rule, names: Collection[str], paths: Collection[str]) -> bool:
+    """Return whether there are neither such tensors nor such leaves, though it names both."""
+    if rule.theirs is None or rule.ours is None:
+        return False
+    return not any(_matches(term, names) for term in rule.terms) and not _matches(rule.ours, paths)
+
+
 def _kept(path: str, leaf: Any, wrong: list[str]) -> Any:
     """Return a leaf of `like`; add to `wrong` that it is a shape alone."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -295,12 +300,13 @@ def _kept(path: str, leaf: Any, wrong: list[str]) -> Any:
 WAYS_OUT = {
     "no place for": "Rule(name, None) leaves tensors out",
     "no tensor for": "Rule(None, path) leaves a leaf as like has it",
-    r"copies|no tensor for [^;]*\[\d+(, \d+)*\]": "the layers in the config of the model are to be "
-    "as many as in the file",
-    "which differs from one there": "tensors in one place are to have equal values: is the model tied, and "
-    "the file not?",
-    r" by \w+->": "the axes of a rule are those of the tensor and of the leaf, such as "
-    "kernel=\"OWI\" of a convolution along one axis",
+    r"copies|no tensor for [^;]*\[\d+(, \d+)*\]":
+        "the layers in the config of the model are to be as many as in the file",
+    "which differs from one there":
+        "tensors in one place are to have equal values: is the model tied, and the file not?",
+    r" by \w+->":
+        "the axes of a rule are those of the tensor and of the leaf, such as "
+        "kernel=\"OWI\" of a convolution along one axis",
     "only the shape": "pass what layer.init returns as like",
     "on either side": "optional=True lets a rule be for nothing",
 }

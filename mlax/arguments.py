@@ -14,6 +14,7 @@ and nothing here reads a value from the device.
 import collections.abc
 import contextlib
 import functools
+import math
 import operator
 import types
 import typing
@@ -31,6 +32,7 @@ from jax.typing import DTypeLike
 from mlax.equality import source
 from mlax.errors import expected, message
 from mlax.layer import Layer, Shaped, State
+from mlax.tree import Where, read_where
 
 ANOTHER_MODEL = "does it belong to another model?"
 CHANNEL_AXES = {"channel_last": -1, "channel_first": 0}
@@ -153,6 +155,9 @@ def _within(wanted: str, fits: Callable[[Any], bool], owner: str, name: str, val
 read_rate: Reader = functools.partial(_within, "in [0, 1)", lambda number: 0 <= number < 1)
 read_momentum: Reader = functools.partial(_within, "in [0, 1]", lambda number: 0 <= number <= 1)
 read_epsilon: Reader = functools.partial(_within, "at least 0", lambda number: number >= 0)
+read_positive: Reader = functools.partial(
+    _within, "positive and finite", lambda number: 0 < number < math.inf
+)
 
 
 def read_bool(owner: str, name: str, value: Any) -> bool:
@@ -227,6 +232,11 @@ def read_sharding(owner: str, name: str, value: Any) -> PartitionSpec:
         wanted = 'a PartitionSpec, such as PartitionSpec("model")'
         raise TypeError(message(owner, name, wanted, _shown(value)))
     return value
+
+
+def read_pattern(owner: str, name: str, value: Any) -> Where:
+    """Require a pattern, several patterns, or a predicate on path and leaf."""
+    return read_where(owner, value)
 
 
 def read_normalized_axis(owner: str, name: str, value: Any) -> str | int | tuple[int, ...]:
@@ -315,6 +325,8 @@ Momentum: TypeAlias = Annotated[float, Rule(read_momentum)]
 """A number in [0, 1]."""
 Epsilon: TypeAlias = Annotated[float, Rule(read_epsilon)]
 """A non-negative number."""
+Positive: TypeAlias = Annotated[float, Rule(read_positive)]
+"""A positive number."""
 Padding: TypeAlias = Annotated[str | int | Sequence[int | tuple[int, int]], Rule(read_padding)]
 """The name of a padding, an integer, or an integer or a pair for each spatial axis."""
 DataFormat: TypeAlias = Annotated[
@@ -327,6 +339,8 @@ DataFormat: TypeAlias = Annotated[
 
 At run time, any other distinct letters with one C are accepted too.
 """
+Pattern: TypeAlias = Annotated[Where, Rule(read_pattern)]
+"""Which leaves: a pattern, several patterns, or a predicate on path and leaf."""
 Precision: TypeAlias = Annotated[lax.PrecisionLike, Rule(read_precision)]
 """Precision of a product: a precision of `jax.lax`, its name, or a pair, one for each factor."""
 DType: TypeAlias = Annotated[DTypeLike, Rule(read_dtype)]

@@ -16,24 +16,27 @@ from jax.core import Tracer
 from mlax.arguments import described, read_size, require_integers, require_key
 from mlax.errors import expected, message
 from mlax.layer import Apply, Key, Layer, P, S
-from mlax.pair import require_params_like
+from mlax.pair import require_params_like, require_state_like
 from mlax.positions import signed
 from mlax.serialization import serializable
 from mlax.statistics import WARNS
+from mlax.tree import path_of
 
 
-def init_state(layer: Layer[P, S, Any, Any], params: P, x: Any) -> S:
+def init_state(layer: Layer[P, S, Any, Any], params: P, x: Any, state: Any = None) -> S:
     """Return the state that `layer.init` makes, without making params.
 
     A new state starts anew: with running statistics and empty caches as `init` makes them.
 
     Args:
-        layer: any layer; its variables must not be random.
+        layer: any layer; its variables must not be random, except for weights that `state` has.
         params: the params that it will run with, whose shapes and dtypes must be those of its own.
         x: an input of `apply`, or its shapes and dtypes.
+        state: for `mlax.lora` and `mlax.quantized`, anywhere in the layer, a state that holds their
+            weights: that of the same layer without caches. Nothing else of it is used.
 
     Raises:
-        TypeError: the params are of another structure or dtype.
+        TypeError: the params are of another structure or dtype, or no state has the weights.
         ValueError: the params are of other shapes.
 
     >>> import jax, jax.numpy as jnp, mlax
@@ -47,8 +50,37 @@ def init_state(layer: Layer[P, S, Any, Any], params: P, x: Any) -> S:
     own, _ = jax.eval_shape(layer.init, key, x)
     require_params_like("init_state", own, params)
 
-    make: Callable[[Key], S] = jax.jit(lambda key: layer.init(key, x)[1])
-    return make(key)
+    def make(key: Key, state: Any) -> S:
+        made = layer.init(key, x)[1]
+        with_weights: S = _with_weights(made, state)
+        require_state_like("init_state", made, with_weights)
+        return with_weights
+
+    started: S = jax.jit(make)(key, state)
+    return started
+
+
+def _with_weights(own: Any, state: Any) -> Any:
+    """Return a state with the weights that another holds at the same places."""
+
+    def holds(node: Any) -> bool:
+        return hasattr(node, "holding")
+
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=holds)
+    found = {path_of(path): node for path, node in leaves if holds(node)}
+
+    def filled(path: Any, node: Any) -> Any:
+        if not holds(node):
+            return node
+        place = path_of(path)
+        other: Any = found.get(place)
+        if type(other) is not type(node):
+            wanted = f"one with the weights at {place}, as a new one has random weights there"
+            way_out = "pass that of the layer without caches: init_state(layer, params, x, state)"
+            raise TypeError(message("init_state", "state", wanted, described(state), way_out))
+        return node.holding(other)._replace(layer=_with_weights(node.layer, other.layer))
+
+    return jax.tree_util.tree_map_with_path(filled, own, is_leaf=holds)
 
 
 def require_inference(owner: str, inference_mode: bool, name: str) -> None:

@@ -629,20 +629,39 @@ def require_like(kind: str, before: Any, after: Any) -> None:
 
 def require_params_like(owner: str, own: Any, params: Any) -> None:
     """Require params like those of the layer."""
-    way_out = "do they belong to another model?"
-    if jax.tree.structure(own) != jax.tree.structure(params):
-        got = f"those of the structure {jax.tree.structure(params)}"
-        wanted = f"those of the structure {jax.tree.structure(own)}"
-        raise TypeError(message(owner, "params", wanted, got, way_out))
-    leaves = jax.tree.leaves(own), jax.tree.leaves(params)
+    _require_leaves_like(owner, "params", own, params, "do they belong to another model?")
+
+
+def require_state_like(owner: str, own: Any, state: Any) -> None:
+    """Require a state like that of the layer."""
+    if isinstance(own, State):
+        kept = config_of(owner, state, type(own.config))
+        if not equal(own.config, kept):
+            wanted, got = "that of the layer within", "one with another config"
+            raise ValueError(message(owner, "state", wanted, got, ANOTHER_STATE))
+        own, state = own.variables, state.variables
+    _require_leaves_like(owner, "state.variables", own, state, ANOTHER_STATE)
+
+
+def _require_leaves_like(owner: str, name: str, own: Any, given: Any, way_out: str) -> None:
+    if jax.tree.structure(own) != jax.tree.structure(given):
+        here, there = paths(own), paths(given)
+        missing = [f"none at {path}" for path in here if path not in there]
+        more = [f"one at {path}" for path in there if path not in here]
+        got = next(iter(missing + more), f"those of the structure {jax.tree.structure(given)}")
+        wanted = "of the same structure as those of the layer"
+        if not missing and not more:
+            wanted = f"those of the structure {jax.tree.structure(own)}"
+        raise TypeError(message(owner, name, wanted, got, way_out))
+    leaves = jax.tree.leaves(own), jax.tree.leaves(given)
     for path, wanted, got in zip(paths(own), *leaves, strict=True):
         if wanted.shape != got.shape or wanted.dtype != got.dtype:
             error = ValueError if wanted.shape != got.shape else TypeError
-            if error is TypeError:
+            if error is TypeError and name == "params":
                 dtype = jax.numpy.dtype(got.dtype).name
                 way_out = f"cast them, or use mlax.cast(layer, params_dtype=jnp.{dtype})"
             expects, found = arguments.described(wanted), arguments.described(got)
-            raise error(message(owner, f"params.{path}", expects, found, way_out))
+            raise error(message(owner, f"{name}.{path}", expects, found, way_out))
 
 
 def _type_of(leaf: Any) -> Any:

@@ -11,6 +11,7 @@ exactly that path.
 
 import fnmatch
 import math
+import operator
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -125,9 +126,15 @@ def freeze(params: T, where: Where = "*", copies: Sequence[int] | None = None) -
     `mlax.repeat` are fixed and the others trained. The optimizer sees zero gradients; what it does
     without one, such as weight decay, `mlax.mask` keeps from the leaves as a whole.
 
+    Args:
+        params: params, for use in a loss.
+        where: which leaves, as in `mlax.mask`.
+        copies: indices of their leading axis, which must be of one length for all of them: select
+            the leaves of the repeated layer alone, such as "body.*".
+
     Raises:
-        TypeError: `where` is not a pattern, a list of patterns or a function.
-        ValueError: a pattern selects no leaf, or a leaf has no such copy.
+        TypeError: an argument is of the wrong type.
+        ValueError: `where` selects no leaf, or a leaf has no such copy or another number of them.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> params = {"body": jnp.ones((3, 2)), "head": jnp.ones(2)}
@@ -139,20 +146,44 @@ def freeze(params: T, where: Where = "*", copies: Sequence[int] | None = None) -
            [1., 1.],
            [1., 1.]], dtype=float32)
     """
+    if callable(getattr(params, "init", None)):
+        got, way_out = "a layer", "for a layer there is mlax.frozen"
+        raise TypeError(expected("freeze", "params to be a tree of arrays", got, way_out))
+    selected = require_selected("freeze", params, where)
+    indices = None if copies is None else _read_copies(copies)
+    lengths: dict[int, str] = {}
 
     def fixed(path: str, leaf: jax.Array, is_selected: bool) -> jax.Array:
-        if not is_selected or copies is None:
+        if not is_selected or indices is None:
             return lax.stop_gradient(leaf) if is_selected else leaf
-        length = leaf.shape[0] if leaf.ndim else 0
-        if not all(-length <= copy < length for copy in copies):
-            raise ValueError(expected("freeze", f"{path} to have copies {copies}", f"{length}"))
+        if not indices:
+            return leaf
+        length, *rest = np.shape(leaf) or (0,)
+        lengths.setdefault(length, path)
+        if not all(-length <= copy < length for copy in indices):
+            got = f"shape {np.shape(leaf)}"
+            raise ValueError(expected("freeze", f"{path} to have copies {indices}", got))
+        if len(lengths) > 1:
+            what = "leaves with one number of copies"
+            got = " and ".join(f"{length} ({path})" for length, path in lengths.items())
+            way_out = "select those of the repeated layer alone with where"
+            raise ValueError(expected("freeze", what, got, way_out))
         is_fixed = np.zeros(length, bool)
-        is_fixed[list(copies)] = True
-        return jnp.where(
-            np.expand_dims(is_fixed, tuple(range(1, leaf.ndim))), lax.stop_gradient(leaf), leaf
-        )
+        is_fixed[indices] = True
+        return jnp.where(is_fixed.reshape(-1, *[1] * len(rest)), lax.stop_gradient(leaf), leaf)
 
-    return map_with_path(fixed, params, _selected("freeze", params, where))
+    return map_with_path(fixed, params, selected)
+
+
+def _read_copies(copies: Any) -> list[int]:
+    """Require a sequence of integers."""
+    try:
+        if isinstance(copies, str):
+            raise TypeError
+        return [operator.index(copy) for copy in copies]
+    except TypeError:
+        what = "copies to be indices, such as [0, 1]"
+        raise TypeError(expected("freeze", what, repr(copies))) from None
 
 
 def count(tree: Any) -> int:
@@ -182,9 +213,18 @@ def _dtype(leaf: Any) -> np.dtype[Any]:
     return dtype
 
 
-def _selected(owner: str, tree: T, where: Where) -> T:
+def _selected(owner: str, tree: T, where: Where, way_out: str = "") -> T:
     selected = map_with_path(predicate(read_where(owner, where)), tree)
-    require_match(owner, where, paths(tree))
+    require_match(owner, where, paths(tree), way_out)
+    return selected
+
+
+def require_selected(owner: str, tree: T, where: Where, way_out: str = "") -> T:
+    """Return the tree with True for each leaf that `where` selects, which must be one at least."""
+    selected = _selected(owner, tree, where, way_out)
+    if not any(jax.tree.leaves(selected)):
+        got = f"none of {_listed(paths(tree))}"
+        raise ValueError(expected(owner, "where to select a leaf", got, way_out))
     return selected
 
 
@@ -207,17 +247,22 @@ def predicate(where: Where) -> Callable[[str, Any], bool]:
     return lambda path, _: any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def require_match(owner: str, where: Where, found: Sequence[str]) -> None:
+def require_match(owner: str, where: Where, found: Sequence[str], way_out: str = "") -> None:
     """Require that each pattern matches one of the paths."""
     if callable(where) or where == "*":
         return
     for pattern in (where,) if isinstance(where, str) else where:
         if not fnmatch.filter(found, pattern):
             below = f"{pattern}.*"
-            hint = f"{below!r} matches everything below it" if fnmatch.filter(found, below) else ""
-            more = f", ... ({len(found)} paths)" if len(found) > _MOST_PATHS else ""
-            got = f"none among {', '.join(found[:_MOST_PATHS])}{more}"
-            raise ValueError(expected(owner, f"{pattern!r} to match a path", got, hint))
+            if fnmatch.filter(found, below):
+                way_out = f"{below!r} matches everything below it"
+            got = f"none among {_listed(found)}"
+            raise ValueError(expected(owner, f"{pattern!r} to match a path", got, way_out))
+
+
+def _listed(found: Sequence[str]) -> str:
+    more = f", ... ({len(found)} paths)" if len(found) > _MOST_PATHS else ""
+    return f"{', '.join(found[:_MOST_PATHS])}{more}" or "no paths"
 
 
 _MOST_PATHS = 16

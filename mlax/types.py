@@ -14,7 +14,7 @@
 
 from mlax.arguments import (
     AnyLayer, Axes, Axis, DataFormat, DType, Epsilon, Momentum, NormalizedAxis, Number, Padding,
-    Precision, Rate, Rule, Sharding, Size, Sizes,
+    Pattern, Positive, Precision, Rate, Rule, Sharding, Size, Sizes,
 )
 from mlax.beams import Beams
 from mlax.checkpoint import LoadRule
@@ -30,7 +30,7 @@ from mlax.combinators.join import AddConfig, ConcatenateConfig, Entries, Multipl
 from mlax.combinators.lora import Adapter, LoraConfig, LoraVariables
 from mlax.combinators.moe import MoeConfig, MoeInputs, MoeParams, Routed
 from mlax.combinators.pipeline import PipelineConfig
-from mlax.combinators.quantized import Int8, QuantizedConfig, QuantizedVariables
+from mlax.combinators.quantized import KeptDType, Quantized, QuantizedConfig, QuantizedVariables
 from mlax.combinators.recurrent import RecurrentConfig
 from mlax.combinators.remat import RematConfig
 from mlax.combinators.repeat import RepeatConfig
@@ -94,13 +94,14 @@ __all__ = [
     "FConfig", "FRngConfig", "FlattenConfig", "Flops", "FromLinenConfig", "FromStaxConfig",
     "FrozenConfig", "Generated", "GlobalAvgPoolConfig", "GroupNormConfig", "GruCellConfig",
     "GruCellParams", "Implementation", "InFeatures", "Init", "Initializer", "InstanceNormConfig",
-    "Int8", "Jitted", "Key", "Layer", "LayerNormConfig", "LinearConfig", "LinearParams", "LoadRule",
-    "LoraConfig", "LoraVariables", "LruCellConfig", "LruConfig", "LruParams", "LstmCellConfig",
-    "MaxPoolConfig", "MinGruCellConfig", "MinGruConfig", "MinGruParams", "MoeConfig", "MoeInputs",
-    "MoeParams", "Momentum", "MultiplyConfig", "NormParams", "NormalizedAxis", "Number", "Padding",
-    "Pair", "ParameterConfig", "ParameterParams", "PipelineConfig", "PoolConfig", "PositionBias",
-    "PositionEmbeddingConfig", "PositionEmbeddingParams", "PositionEmbeddingVariables", "Precision",
-    "Product", "QuantizedConfig", "QuantizedVariables", "Rate", "RecurrentConfig",
+    "Jitted", "KeptDType", "Key", "Layer", "LayerNormConfig", "LinearConfig", "LinearParams",
+    "LoadRule", "LoraConfig", "LoraVariables", "LruCellConfig", "LruConfig", "LruParams",
+    "LstmCellConfig", "MaxPoolConfig", "MinGruCellConfig", "MinGruConfig", "MinGruParams",
+    "MoeConfig", "MoeInputs", "MoeParams", "Momentum", "MultiplyConfig", "NormParams",
+    "NormalizedAxis", "Number", "Padding", "Pair", "ParameterConfig", "ParameterParams", "Pattern",
+    "PipelineConfig", "PoolConfig", "PositionBias", "PositionEmbeddingConfig",
+    "PositionEmbeddingParams", "PositionEmbeddingVariables", "Positive", "Precision", "Product",
+    "Quantized", "QuantizedConfig", "QuantizedVariables", "Rate", "RecurrentConfig",
     "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig", "RnnCellConfig",
     "Rotation", "Routed", "Row", "Rule", "ScalerConfig", "ScalerParams", "SelectiveSsmCellConfig",
     "SelectiveSsmConfig", "SelectiveSsmParams", "Shape", "Shaped", "Sharding", "Size", "Sizes",

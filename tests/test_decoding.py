@@ -11,7 +11,7 @@ import pytest
 import mlax
 from mlax import AttentionInputs
 from mlax.positions import rotary
-from mlax.types import Sublayers
+from mlax.types import AnyLayer, Sublayers
 
 KEY = jax.random.key(0)
 VOCABULARY = 11
@@ -96,6 +96,39 @@ def test_the_state_is_for_params_of_this_model_alone() -> None:
         mlax.init_state(mlax.dense(3), cast(Any, params), jnp.ones(2))  # of another layer
     with pytest.raises(TypeError, match="bfloat16"):
         mlax.init_state(mlax.linear(3, dtype=jnp.bfloat16), params, jnp.ones(2))
+
+
+def test_init_state_keeps_the_weights_that_are_variables() -> None:
+    """Of adapted and quantized layers, at any depth; everything else starts anew."""
+    x = jax.random.normal(jax.random.key(1), (5, 8))
+
+    def model(decodes: bool) -> AnyLayer:
+        attend = mlax.attention(2, causal=True, cache_length=8 if decodes else None)
+        layer = mlax.series(
+            mlax.quantized(mlax.dense(8)), mlax.repeat(mlax.residual(attend), 2), mlax.dense(3)
+        )
+        return mlax.series(mlax.lora(layer, "*.kernel", 2), mlax.batched(mlax.batch_norm()))
+
+    params, state = model(False).init(jax.random.key(0), x)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    decoder = model(True)
+    caches = mlax.init_state(decoder, params, x, state)
+    wanted, _ = model(False).apply(params, state, x, inference_mode=True)
+    first, caches = decoder.apply(params, caches, x[:2], inference_mode=True)
+    last, caches = decoder.apply(params, caches, x[2:], inference_mode=True)
+    np.testing.assert_allclose(jnp.concatenate([first, last]), wanted, rtol=1e-5, atol=1e-5)
+
+    _, trained = model(False).apply(params, state, x)
+    fresh = mlax.init_state(model(False), params, x, trained)
+    jax.tree.map(np.testing.assert_array_equal, fresh.variables, state.variables)
+
+    for other in (None, mlax.dense(3).init(jax.random.key(0), x)[1]):
+        with pytest.raises(TypeError, match="with the weights at variables.0, as a .* got .*; pass"):
+            mlax.init_state(decoder, params, x, other)
+    quantized = mlax.quantized(mlax.dense(3))
+    biases, own = quantized.init(jax.random.key(0), jnp.ones(4))
+    with pytest.raises(ValueError, match=r"state.variables.weights.kernel.values to be .*\(5, 3\)"):
+        mlax.init_state(quantized, biases, jnp.ones(5), own)
 
 
 def test_a_model_decodes_chunks() -> None:

@@ -1,7 +1,7 @@
 """Tests of the tree tools: paths, masks, parts, counts, on trees of all kinds and modules."""
 
 import fnmatch
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -258,5 +258,21 @@ def test_frozen_copies_get_no_gradient() -> None:
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads()))
     kernels = grads(where="*.kernel", copies=range(2))
     assert (kernels[0].kernel[:2] == 0).all() and (kernels[0].bias[:2] != 0).any()
-    with pytest.raises(ValueError, match=r"0.kernel to have copies \[4\], got 4"):
+    with pytest.raises(ValueError, match=r"0.kernel to have copies \[4\], got shape \(4, 3, 3"):
         grads(where="0.kernel", copies=[4])
+    np.testing.assert_array_equal(grads(copies=[])[0].kernel, full[0].kernel)
+
+
+def test_what_freeze_refuses() -> None:
+    params = {"embed": jnp.ones((9, 2)), "body": jnp.ones((3, 2)), "scale": jnp.ones(())}
+    for copies in (1, slice(2), [1.0], "01", jnp.ones(2), [None]):
+        with pytest.raises(TypeError, match="freeze: expected copies to be indices, such as"):
+            mlax.freeze(params, "body", copies=cast(Any, copies))
+    with pytest.raises(ValueError, match=r"scale to have copies \[0\], got shape \(\)"):
+        mlax.freeze(params, "scale", copies=[0])
+    with pytest.raises(ValueError, match=r"one number of copies, got 3 \(body\) and 9 \(embed"):
+        mlax.freeze({name: params[name] for name in ("embed", "body")}, copies=[0])
+    with pytest.raises(ValueError, match="freeze: expected where to select a leaf, got none"):
+        mlax.freeze(params, lambda path, leaf: False)
+    with pytest.raises(TypeError, match="a tree of arrays, got a layer; .*mlax.frozen"):
+        mlax.freeze(mlax.dense(3))

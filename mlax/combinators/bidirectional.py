@@ -31,7 +31,8 @@ def bidirectional(
 
     (xs, (h_forward, h_backward)) -> (ys, (h_forward, h_backward)), where ys are the outputs of
     recurrent(cell_forward) and of recurrent(cell_backward, reverse=True), concatenated along
-    the last axis. The two get their keys by the rule of `mlax.series`.
+    the last axis. None in place of the carries means zeros, for cells to which it means that, as in
+    `mlax.recurrent`. The two get their keys by the rule of `mlax.series`.
 
     Args:
         cell_forward: layer from (x, h) to (y, h).
@@ -62,6 +63,7 @@ def bidirectional(
 
 def _bidirectional(sub: Sublayers, x: Any) -> Any:
     xs, carries = require_pair("bidirectional", "x", x, "(xs, (h_forward, h_backward))")
+    carries = (None, None) if carries is None else carries
     of_both = require_pair("bidirectional", "x[1]", carries, "(h_forward, h_backward)")
     (forward, h_forward), (backward, h_backward) = (
         sub.forward((xs, of_both[0])),

@@ -69,7 +69,8 @@ def carried(
     Args:
         layer: a layer from (x, h) to (y, h), where h keeps its shapes and dtypes.
         start: `start(x)` returns the first carry. None means zeros, for a layer to which (x, None)
-            means that: `mlax.lru` and its kind, and `mlax.recurrent` of any cell of mlax.
+            means that: `mlax.lru` and its kind, and `mlax.recurrent` and `mlax.bidirectional` of
+            any cells of mlax.
         decodes: whether the carry is kept.
 
     Raises:

@@ -27,9 +27,9 @@ class CastConfig(NamedTuple):
     output_dtype: DTypeLike | None
     """Dtype of y."""
 
-    def view(self, params: Any) -> Any:
-        """Return the parameters as a block reads them: in the dtype that the layer computes in."""
-        return cast_floating(params, self.compute_dtype)
+    def view(self, params: Any, variables: Any) -> tuple[Child, Any, Any]:
+        """Return the layer with its params in the dtype that it computes in, and its variables."""
+        return self.layer, cast_floating(params, self.compute_dtype), variables
 
 
 def _read_floating(owner: str, name: str, value: Any) -> Any:
@@ -45,9 +45,9 @@ Floating: TypeAlias = Annotated[DTypeLike, Rule(_read_floating)]
 
 def apply(call: Call, config: CastConfig, params: Any, variables: Any, x: Any) -> tuple[Any, Any]:
     """Return the output of the layer: see `mlax.cast`."""
-    child, dtype, output_dtype = config
-    y, variables = call(child, config.view(params), variables, cast_floating(x, dtype))
-    return cast_floating(y, output_dtype), variables
+    x = cast_floating(x, config.compute_dtype)
+    y, variables = call(*config.view(params, variables), x)
+    return cast_floating(y, config.output_dtype), variables
 
 
 @transform(apply, CastConfig, Around)

@@ -109,6 +109,14 @@ def has_only_child(config: Any) -> bool:
     return len(children) == 1 and children[0].key is None
 
 
+def viewed(child: Child, params: Any, variables: Any) -> Any:
+    """Return the parameters of a layer as a block reads them."""
+    view = getattr(child.config, "view", None)
+    if view is None:
+        return params
+    return viewed(*view(params, variables))
+
+
 def variables_of(state: Any) -> Any:
     """Return the variables of a state, which is all of a foreign one."""
     return state.variables if isinstance(state, State) else state

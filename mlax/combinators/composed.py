@@ -94,14 +94,18 @@ class Composed(Pair[H, P, State[V, ComposedConfig], X, Y], Generic[H, P, V, X, Y
             raise ValueError(message(name, "the result", wanted, layer, way_out))
         return layer
 
+    def layer_for(self, x: Any, hparams: HParams) -> AnyLayer:
+        """Return the layer that the function makes of x and hyperparameters."""
+        passed = self.bound(hparams)
+        return self._layer(x, *passed.args, **passed.kwargs)
+
     def adopt(self, bound: BoundApply, state: Any, x: Any) -> Any:
         """Return the state with the layer for these hyperparameters as its child."""
         config: ComposedConfig = config_of(self.__name__, state, ComposedConfig)
         require_equal(self.__name__, "name", self.__name__, config.name)
         if config.ndims != _ndims(x):
             return state  # the layer in the state will say what is wrong with x
-        passed = self.bound(bound.hparams)
-        child = config.layer.adopted(self.__name__, self._layer(x, *passed.args, **passed.kwargs))
+        child = config.layer.adopted(self.__name__, self.layer_for(x, bound.hparams))
         return State(state.variables, config._replace(layer=child))
 
 

@@ -21,9 +21,9 @@ class FrozenConfig(NamedTuple):
     layer: Child
     """The layer."""
 
-    def view(self, params: Any) -> Any:
-        """Return the parameters as a block reads them: without a gradient."""
-        return jax.lax.stop_gradient(params)
+    def view(self, params: Any, variables: Any) -> tuple[Child, Any, Any]:
+        """Return the layer with its params, without a gradient, and its variables."""
+        return self.layer, jax.lax.stop_gradient(params), variables
 
 
 class Frozen(Around[H, K]):
@@ -37,7 +37,7 @@ class Frozen(Around[H, K]):
 def apply(call: Call, config: FrozenConfig, params: Any, variables: Any, x: Any) -> tuple[Any, Any]:
     """Return the output of the layer in inference: see `mlax.frozen`."""
     call = call._replace(rng=None, inference_mode=True)
-    return call(config.layer, config.view(params), variables, x)
+    return call(*config.view(params, variables), x)
 
 
 @transform(apply, FrozenConfig, Frozen)

@@ -4,37 +4,32 @@
     a  (..., inputs, rank)
     b  (..., rank, outputs), which starts with zeros
 
+The kernel of a convolution counts as a matrix with inputs = (window..., in_channels) as one axis.
+
 params are like those of the layer, with (a, b) in the place of each W, and None elsewhere. So only
 what is trained has a gradient and a place in the optimizer.
 """
 
 import math
-from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from mlax.arguments import ANOTHER_MODEL, AnyLayer, Number, Rule, Size, described
-from mlax.combinators import Call, Child, Made, init_keys, init_only_child, transform
+from mlax.arguments import ANOTHER_MODEL, AnyLayer, Pattern, Positive, Size, described
+from mlax.combinators import Call, Child, Made, init_only_child, transform
 from mlax.combinators.child import variables_of
+from mlax.combinators.kernels import kernels_of, not_around, within
+from mlax.combinators.quantized import QuantizedConfig, QuantizedVariables
 from mlax.errors import message
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Layer, State
-from mlax.pair import require_params_like
+from mlax.pair import require_params_like, require_state_like
 from mlax.serialization import serializable
-from mlax.tree import Where, map_with_path, predicate, read_where, require_match
+from mlax.tree import Where, map_with_path, require_selected
 
 S = TypeVar("S")
 X = TypeVar("X")
-
-
-def _read_pattern(owner: str, name: str, value: Any) -> Any:
-    where = read_where(owner, value)
-    return where if isinstance(where, str) or callable(where) else tuple(where)
-
-
-Pattern: TypeAlias = Annotated[Where, Rule(_read_pattern)]
-"""Which leaves: a pattern, several patterns, or a predicate on path and leaf."""
 
 
 @serializable
@@ -56,6 +51,10 @@ class LoraVariables(NamedTuple):
     layer: Any
     """The variables of the layer."""
 
+    def holding(self, other: Any) -> Any:
+        """Return variables with the weights of another."""
+        return self._replace(base=other.base)
+
 
 class LoraConfig(NamedTuple):
     """Configuration of `lora`."""
@@ -74,59 +73,93 @@ class LoraConfig(NamedTuple):
         """The factor of a @ b."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
+    def view(
+        self, params: Any, variables: LoraVariables, copies: int = 0
+    ) -> tuple[Child, Any, Any]:
+        """Return the adapted layer, its params with a @ b added to its kernels, and its variables.
+
+        Args:
+            params: the adapters.
+            variables: those of `lora`.
+            copies: the number of leading axes of all arrays that hold copies of it.
+        """
+        layer, base, inner = _multiplied_out(self.layer, variables.base, variables.layer)
+        kernel_of = kernels_of("lora", layer, copies)
+        selected = require_selected("lora", base, self.where)
+
+        def added(path: str, leaf: jax.Array, is_adapted: bool, adapter: Adapter | None) -> Any:
+            if isinstance(adapter, Adapter) is not is_adapted or None in (adapter or ()):
+                wanted, got = "an Adapter" if is_adapted else "None", described(adapter)
+                raise TypeError(message("lora", f"params.{path}", wanted, got, ANOTHER_MODEL))
+            if adapter is None:
+                return leaf
+            kernel = kernel_of(path, leaf)
+            shapes = _shapes(kernel.matrix, self.rank)
+            for name, factor, shape in zip(Adapter._fields, adapter, shapes, strict=True):
+                if factor.shape != shape:
+                    wanted, got = f"of shape {shape}", described(factor)
+                    place = f"params.{path}.{name}"
+                    raise ValueError(message("lora", place, wanted, got, ANOTHER_MODEL))
+            product = self.scale * jnp.matmul(adapter.a, adapter.b)
+            return leaf + kernel.of_matrix(product).astype(leaf.dtype)
+
+        return layer, map_with_path(added, base, selected, params), inner
+
+
+def _multiplied_out(child: Child, params: Any, variables: Any) -> tuple[Child, Any, Any]:
+    """Return a layer with its params and variables, or that in `mlax.quantized`."""
+    if isinstance(child.config, QuantizedConfig):
+        return child.config.view(params, variables)
+    return child, params, variables
+
+
+def _shapes(matrix: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of a and b."""
+    *copies, inputs, outputs = matrix
+    return (*copies, inputs, rank), (*copies, rank, outputs)
+
 
 def apply(
     call: Call, config: LoraConfig, params: Any, variables: LoraVariables, x: Any
 ) -> tuple[Any, LoraVariables]:
     """Return the output of the layer with its adapters: see `mlax.lora`."""
-    adapted = _adapted(config, variables.base, params)
-    y, after = call(config.layer, adapted, variables.layer, x)
+    layer, adapted, inner = config.view(params, variables)
+    y, after = call(layer, adapted, inner, x)
+    if layer is not config.layer:
+        after = variables.layer._replace(layer=after)
     return y, LoraVariables(variables.base, after)
-
-
-def _adapted(config: LoraConfig, base: Any, params: Any) -> Any:
-    """Return the params of the layer."""
-    wants = predicate(config.where)
-
-    def adapted(path: str, leaf: jax.Array, adapter: Adapter | None) -> jax.Array:
-        if isinstance(adapter, Adapter) is not wants(path, leaf) or None in (adapter or ()):
-            wanted = "an Adapter" if wants(path, leaf) else "None"
-            got = described(adapter)
-            raise TypeError(message("lora", f"params.{path}", wanted, got, ANOTHER_MODEL))
-        if adapter is None:
-            return leaf
-        added: jax.Array = config.scale * jnp.matmul(adapter.a, adapter.b)
-        return leaf + added.astype(leaf.dtype)
-
-    return map_with_path(adapted, base, params)
 
 
 @transform(apply, LoraConfig)
 def lora(
-    rng: Key, x: Any, layer: AnyLayer, where: Pattern, rank: Size, *, alpha: Number | None = None,
-    kernel_initializer: Initializer = lecun_normal,
+    rng: Key, x: Any, layer: AnyLayer, where: Pattern, rank: Size, *,
+    alpha: Positive | None = None, kernel_initializer: Initializer = lecun_normal,
 ) -> Made:
     """Low-rank adaptation: the layer with kernels W + (alpha / rank) a @ b, where W is fixed.
 
     params are the adapters (a, b), at the paths of the kernels; the params of the layer are
-    variables. b starts with zeros, and so the layer starts as it was. Kernels of more than two
-    axes, as in `mlax.repeat`, have an adapter for each index of the leading ones.
+    variables. b starts with zeros, and so the layer starts as it was. A kernel has an adapter for
+    each copy of its layer in `mlax.repeat`, `mlax.ensemble` and `mlax.moe`.
 
-    `mlax.init_lora` starts from params that are there already, and `mlax.merge_lora` returns params
-    of the layer alone. Put it around the whole model: its variables go through every loop that it
-    is in.
+    `mlax.init_lora` starts from params that are there already, `mlax.init_state` makes a state for
+    decoding with the same weights, and `mlax.merge_lora` returns params of the layer alone. Put it
+    around the whole model: its variables go through every loop that it is in.
+
+    `mlax.lora(mlax.quantized(layer), ...)` adds adapters to kernels in 8 bits (QLoRA).
 
     Args:
         layer: any layer.
-        where: which leaves of its params, by path: "*.attention.*.kernel".
-        rank: length of the axis that a and b share.
+        where: which leaves of its params, by path, "*.attention.*.kernel": in each copy
+            (inputs, outputs), or the kernel of a `mlax.conv`.
+        rank: length of the axis that a and b share, at most that of inputs and of outputs.
         alpha: the factor of a @ b is alpha / rank; None means 1.
-        kernel_initializer: called with the shape of a, or for each index of the leading axes.
+        kernel_initializer: called with the shape (inputs, rank), for each copy.
 
     Raises:
-        ValueError: a pattern selects no leaf, or one of less than two axes.
+        ValueError: `where` selects no leaf, or one of another layout; the rank is too large.
 
-    Source: Hu et al., "LoRA: low-rank adaptation of large language models", 2021.
+    Source: Hu et al., "LoRA: low-rank adaptation of large language models", 2021; Dettmers et al.,
+    "QLoRA: efficient finetuning of quantized LLMs", 2023.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> model, x = mlax.series(mlax.dense(8), mlax.f(jnp.tanh), mlax.dense(4)), jnp.ones(6)
@@ -138,31 +171,34 @@ def lora(
     >>> params, state = mlax.merge_lora(adapters, tuned_state)
     """
     made = init_only_child("lora", layer, rng, x)
-    wants, paths = predicate(where), list[str]()
+    adapted, base, _ = _multiplied_out(made.child, made.params, made.variables)
+    way_out = "kernels in mlax.quantized are variables: put mlax.lora directly around it"
+    selected = require_selected("lora", base, where, way_out)
+    kernel_of, paths = kernels_of("lora", adapted), list[str]()
 
-    def adapter(path: str, kernel: jax.Array) -> Adapter | None:
+    def adapter(path: str, leaf: jax.Array, is_adapted: bool) -> Adapter | None:
         paths.append(path)
-        if not wants(path, kernel):
+        if not is_adapted:
             return None
-        if kernel.ndim < 2:
-            wanted, got = "leaves (..., inputs, outputs)", f"{path}, {described(kernel)}"
-            raise ValueError(message("lora", "where", wanted, got))
-        *copies, inputs, outputs = kernel.shape
+        matrix = kernel_of(path, leaf).matrix
+        if rank > min(matrix[-2:]):
+            wanted, got = f"at most {min(matrix[-2:])}, as {path} is of shape {leaf.shape}", rank
+            raise ValueError(message("lora", "rank", wanted, got, "leave it out of where"))
+        of_a, of_b = _shapes(matrix, rank)
         key = jax.random.fold_in(jax.random.fold_in(rng, 1), len(paths))
 
         def init_a(key: Key) -> jax.Array:
-            shape, name = (inputs, rank), "kernel_initializer"
-            return initialize("lora", name, kernel_initializer, key, shape, kernel.dtype)
+            name = "kernel_initializer"
+            return initialize("lora", name, kernel_initializer, key, of_a[-2:], leaf.dtype)
 
-        if copies:
-            keys = jnp.stack(init_keys(key, math.prod(copies)))
-            a = jax.vmap(init_a)(keys).reshape(*copies, inputs, rank)
-        else:
+        if len(of_a) == 2:
             a = init_a(key)
-        return Adapter(a, jnp.zeros((*copies, rank, outputs), kernel.dtype))
+        else:
+            copies = jnp.arange(math.prod(of_a[:-2]))
+            a = jax.vmap(lambda i: init_a(jax.random.fold_in(key, i)))(copies)
+        return Adapter(a.reshape(of_a), jnp.zeros(of_b, leaf.dtype))
 
-    params = map_with_path(adapter, made.params)
-    require_match("lora", where, paths)
+    params = map_with_path(adapter, base, selected)
     variables = LoraVariables(made.params, made.variables)
     return made._replace(params=params, variables=variables)
 
@@ -173,21 +209,23 @@ def init_lora(
     """Return the adapters and the state of a layer made by `lora`, for params that are there.
 
     Args:
-        layer: a layer made by `mlax.lora`.
+        layer: a layer made by `mlax.lora`, or by combinators of one layer around it.
         rng: PRNG key for the adapters.
         x: an input, or its shapes and dtypes.
         params: the params of the layer within.
         state: its state.
 
     Raises:
-        TypeError: the params are of another structure or dtype.
+        TypeError: the params are of another structure or dtype, or the state is of another layer.
         ValueError: the params are of other shapes.
     """
     _, own = jax.eval_shape(layer.init, rng, x)
-    if not isinstance(own, State) or not isinstance(own.variables, LoraVariables):
+    found = within(own, LoraConfig, LoraVariables)
+    if found is None:
         got = described(layer)
         raise TypeError(message("init_lora", "layer", "one made by mlax.lora", got))
     require_params_like("init_lora", own.variables.base, params)
+    require_state_like("init_lora", found.plain.state(own.variables.layer), state)
     adapters = jax.jit(lambda rng: layer.init(rng, x)[0])(rng)
     started: Any = State(LoraVariables(params, variables_of(state)), own.config)
     return adapters, started
@@ -196,13 +234,22 @@ def init_lora(
 def merge_lora(params: Any, state: Any) -> tuple[Any, Any]:
     """Return params and state of the layer within `lora`, with the adapters added to its kernels.
 
-    The layer itself gives the same outputs with them, up to rounding.
+    The layer itself gives the same outputs with them, up to rounding. Combinators of one layer
+    around `lora`, such as `mlax.batched`, are around that layer then. If `lora` is directly around
+    `mlax.quantized`, they are those of the layer in it, as 8 bits can't hold the sum. Of other
+    layers that hold one in `mlax.quantized`, merge the adapters first.
 
     Raises:
         TypeError: the state is none of `mlax.lora`.
+        ValueError: the adapters are of another shape.
     """
-    if not isinstance(getattr(state, "config", None), LoraConfig):
-        raise TypeError(message("merge_lora", "state", "that of mlax.lora", described(state)))
-    config, variables = state.config, state.variables
-    merged = _adapted(config, variables.base, params)
-    return merged, config.layer.state(variables.layer)
+    found = within(state, LoraConfig, LoraVariables)
+    if found is None:
+        raise TypeError(not_around("merge_lora", "mlax.lora", state))
+    layer, merged, variables = found.config.view(params, state.variables, found.copies)
+    plain = found.plain.state(state.variables.layer)
+    if layer is not found.config.layer:
+        inner = within(plain, QuantizedConfig, QuantizedVariables)
+        assert inner is not None  # it is around that
+        plain = inner.plain.state(variables)
+    return merged, plain

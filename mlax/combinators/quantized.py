@@ -1,42 +1,72 @@
-"""Weights in 8 bits: W is kept as round(W / scale) in int8, with a scale for each output channel.
+"""Weights in 8 bits: W / scale in int8 or float8, with a scale for each output channel.
 
-    W       (..., inputs, outputs), or an embedding (vocab_size, embed_dim)
-    values  the shape of W, int8
-    scale   (..., 1, outputs), or (vocab_size, 1): max |W| / 127 over the other axis
+    W       (..., inputs, outputs), a kernel of `mlax.conv`, or an embedding (vocab_size, embed_dim)
+    values  the shape of W
+    scale   the same with inputs of length 1, or (vocab_size, 1), in float32: max |W| / most over
+            inputs, where most is the largest number that is kept: 127 for int8, 448 for float8
 
-so that |values * scale - W| is at most half a step, max |W| / 254 over that axis, up to rounding in
-the dtype of W. Only weights are quantized: they are multiplied out where they are used.
+int8 rounds to whole steps: |values * scale - W| <= scale / 2, which is max |W| / 254. float8_e4m3fn
+rounds to 4 significant bits: the error is at most |W| / 16, or scale / 1024 if that is more. On top
+of both comes the rounding of the product to the dtype of W, and of what is below 1e-36.
 
-Integers can't be trained: they are variables, and params are those that are left.
+Only weights are quantized: they are multiplied out where they are used. The block-scaled products
+of `jax.nn.scaled_matmul` (mxfp8) run on some GPUs alone, and are not used.
+
+8 bits can't be trained: they are variables, and params are the weights that are left.
 """
 
-from typing import Any, NamedTuple, TypeVar
+import dataclasses
+import functools
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
-from mlax.arguments import AnyLayer, described
+from mlax.arguments import AnyLayer, Pattern, Rule, described, read_dtype
 from mlax.combinators import Call, Child, Made, init_only_child, transform
 from mlax.combinators.child import variables_of
-from mlax.combinators.lora import Pattern
+from mlax.combinators.kernels import kernels_of, not_around, within
 from mlax.errors import message
 from mlax.layer import Key, Layer, State
-from mlax.pair import require_params_like
+from mlax.pair import require_params_like, require_state_like
 from mlax.serialization import serializable
-from mlax.tree import Where, combine, map_with_path, partition
+from mlax.statistics import wide_dtype
+from mlax.tree import Where, combine, map_with_path, require_selected
 
 S = TypeVar("S")
 X = TypeVar("X")
 
+_MOST = {jnp.dtype(jnp.int8): 127, jnp.dtype(jnp.float8_e4m3fn): 448}
+"""The largest number that is kept, for each dtype."""
 
-@serializable
-class Int8(NamedTuple):
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=["dtype"]
+)
+@dataclasses.dataclass(frozen=True)
+class Quantized:
     """What is kept in the place of an array: values * scale."""
 
     values: jax.Array
-    """int8, the shape of the array."""
+    """int8 or float8, the shape of the array."""
     scale: jax.Array
-    """The dtype of the array, 1 along one of the last two axes."""
+    """float32 or better, 1 along the axes that share it."""
+    dtype: np.dtype[Any]
+    """The dtype of the array."""
+
+    @property
+    def array(self) -> jax.Array:
+        """values * scale, in the dtype of the array."""
+        return (self.values.astype(self.scale.dtype) * self.scale).astype(self.dtype)
+
+
+jax.export.register_pytree_node_serialization(
+    Quantized, serialized_name="mlax.Quantized",
+    serialize_auxdata=lambda dtypes: dtypes[0].name.encode(),
+    deserialize_auxdata=lambda name: (jnp.dtype(name.decode()),),
+)
 
 
 @serializable
@@ -44,9 +74,13 @@ class QuantizedVariables(NamedTuple):
     """Variables of `quantized`."""
 
     weights: Any
-    """The params of the layer: `Int8` for those that are quantized, None for the others."""
+    """The params of the layer: `Quantized` for those in 8 bits, None for the others."""
     layer: Any
     """The variables of the layer."""
+
+    def holding(self, other: Any) -> Any:
+        """Return variables with the weights of another."""
+        return self._replace(weights=other.weights)
 
 
 class QuantizedConfig(NamedTuple):
@@ -56,24 +90,23 @@ class QuantizedConfig(NamedTuple):
     """The layer."""
     where: Where
     """Which leaves of its params are quantized."""
+    dtype: DTypeLike
+    """What they are kept in."""
+
+    def view(self, params: Any, variables: QuantizedVariables) -> tuple[Child, Any, Any]:
+        """Return the layer with its params, multiplied out, and its variables."""
+        products = jax.tree.map(
+            lambda small: small.array, variables.weights, is_leaf=lambda n: isinstance(n, Quantized)
+        )
+        return self.layer, combine(params, products), variables.layer
 
 
 def apply(
     call: Call, config: QuantizedConfig, params: Any, variables: QuantizedVariables, x: Any
 ) -> tuple[Any, QuantizedVariables]:
     """Return the output of the layer with its weights multiplied out: see `mlax.quantized`."""
-    full = _joined(params, variables.weights)
-    y, after = call(config.layer, full, variables.layer, x)
+    y, after = call(*config.view(params, variables), x)
     return y, QuantizedVariables(variables.weights, after)
-
-
-def _joined(params: Any, weights: Any) -> Any:
-    """Return the params of the layer."""
-    products = jax.tree.map(
-        lambda small: small.values.astype(small.scale.dtype) * small.scale,
-        weights, is_leaf=lambda node: isinstance(node, Int8),
-    )
-    return combine(params, products)
 
 
 def is_weight(path: str, leaf: Any) -> bool:
@@ -81,38 +114,81 @@ def is_weight(path: str, leaf: Any) -> bool:
     return path.endswith(("kernel", "embedding")) and len(leaf.shape) >= 2
 
 
-def _int8(path: str, leaf: jax.Array) -> Int8:
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise TypeError(message("quantized", path, "of a floating dtype", described(leaf)))
-    if leaf.ndim < 2:
-        raise ValueError(message("quantized", path, "of two axes or more", described(leaf)))
-    axis = -1 if path.endswith("embedding") else -2
-    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    largest = jnp.max(jnp.abs(wide), axis, keepdims=True, initial=0)
-    scale = (jnp.where(largest > 0, largest, 127) / 127).astype(leaf.dtype)
-    steps = jnp.round(wide / scale.astype(wide.dtype))
-    return Int8(jnp.clip(steps, -127, 127).astype(jnp.int8), scale)
+def _chosen(config: QuantizedConfig, params: Any) -> tuple[Any, Any]:
+    """Return the params that are quantized, and the others, with None in the place of the rest."""
+    way_out = "the arrays of mlax.lora and mlax.quantized are variables: put mlax.lora around this"
+    is_chosen = require_selected("quantized", params, config.where, way_out)
+    chosen, others = (
+        jax.tree.map(lambda leaf, one: leaf if one is wanted else None, params, is_chosen)
+        for wanted in (True, False)
+    )
+    return chosen, others
+
+
+def _weights(config: QuantizedConfig, chosen: Any, copies: int = 0) -> Any:
+    """Return arrays in 8 bits."""
+    kernel_of, dtype = kernels_of("quantized", config.layer, copies), jnp.dtype(config.dtype)
+    most = _MOST[dtype]
+
+    def weight(path: str, leaf: jax.Array) -> Quantized:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(message("quantized", path, "of a floating dtype", described(leaf)))
+        kernel = kernel_of(path, leaf)
+        shared = (leaf.ndim - 1,) if path.endswith("embedding") else kernel.inputs
+        wide = leaf.astype(wide_dtype(leaf.dtype))
+        largest = jnp.max(jnp.abs(wide), shared, keepdims=True, initial=0)
+        scale = jnp.maximum(jnp.where(largest == 0, most, largest) / most, _TINY)
+        steps = wide / scale
+        if jnp.issubdtype(dtype, jnp.integer):
+            steps = jnp.clip(jnp.round(steps), -most, most)
+        return Quantized(steps.astype(dtype), scale, jnp.dtype(leaf.dtype))
+
+    return map_with_path(weight, chosen)
+
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def _read_kept(owner: str, name: str, value: Any) -> Any:
+    dtype = read_dtype(owner, name, value)
+    if dtype not in _MOST:
+        wanted = "jnp.int8 or jnp.float8_e4m3fn"
+        raise ValueError(message(owner, name, wanted, dtype.name))
+    return dtype
+
+
+KeptDType: TypeAlias = Annotated[DTypeLike, Rule(_read_kept)]
+"""int8 or float8_e4m3fn."""
 
 
 @transform(apply, QuantizedConfig)
-def quantized(rng: Key, x: Any, layer: AnyLayer, where: Pattern = is_weight) -> Made:
-    """A layer whose weights are kept in int8, a quarter of their size in float32.
+def quantized(
+    rng: Key, x: Any, layer: AnyLayer, where: Pattern = is_weight, *, dtype: KeptDType = jnp.int8
+) -> Made:
+    """A layer whose weights are kept in 8 bits, a quarter of their size in float32.
 
-    Each output channel of a kernel has a scale, for each index of its leading axes, and each row of
-    an embedding: the largest error is max |W| / 254 over the channel or row. What is quantized is a
-    variable; params are the others, such as biases, with None in its place.
+    Each output channel of a kernel has a scale, in each copy of the layer, and each row of an
+    embedding. In int8 the largest error is max |W| / 254 over the channel or row; in float8_e4m3fn
+    it is |W| / 16 for each weight, or max |W| / 450_000 if that is more. A channel with a NaN or an
+    infinity is NaN. What is quantized is a variable; params are the others, such as biases, with
+    None in its place.
 
-    `mlax.init_quantized` starts from params that are there already, and `mlax.merge_quantized`
-    returns params of the layer alone.
+    It saves memory, not time: each call multiplies the weights out, and products are those of the
+    dtype of x. (On a CPU, a forward pass of a small transformer took two to three times as long.)
+
+    `mlax.init_quantized` starts from params that are there already, `mlax.init_state` makes a state
+    for decoding with the same weights, and `mlax.merge_quantized` returns params of the layer
+    alone. `mlax.lora` around it trains adapters of the quantized kernels.
 
     Args:
         layer: any layer.
-        where: which leaves of its params, by path, floating and of two axes or more; by default
-            all whose name ends in kernel or embedding.
+        where: which leaves of its params, by path, floating and in each copy (inputs, outputs), or
+            the kernel of a `mlax.conv`; by default all whose name ends in kernel or embedding.
+        dtype: what they are kept in, jnp.int8 or jnp.float8_e4m3fn.
 
     Raises:
         TypeError: a selected leaf is not floating.
-        ValueError: a pattern selects no leaf, or one of less than two axes.
+        ValueError: a pattern selects no leaf, or one of another layout.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> model, x = mlax.series(mlax.dense(8), mlax.f(jnp.tanh), mlax.dense(4)), jnp.ones(6)
@@ -124,8 +200,9 @@ def quantized(rng: Key, x: Any, layer: AnyLayer, where: Pattern = is_weight) -> 
     >>> y, _ = small.apply(biases, small_state, x)
     """
     made = init_only_child("quantized", layer, rng, x)
-    chosen, others = partition(made.params, where)
-    weights = map_with_path(_int8, chosen)
+    config = QuantizedConfig(made.child, where, dtype)
+    chosen, others = _chosen(config, made.params)
+    weights = _weights(config, chosen)
     return made._replace(params=others, variables=QuantizedVariables(weights, made.variables))
 
 
@@ -135,23 +212,26 @@ def init_quantized(
     """Return params and state of a layer made by `quantized`, for params that are there.
 
     Args:
-        layer: a layer made by `mlax.quantized`.
+        layer: a layer made by `mlax.quantized`, or by combinators of one layer around it.
         x: an input, or its shapes and dtypes.
         params: the params of the layer within.
         state: its state.
 
     Raises:
-        TypeError: the params are of another structure or dtype.
+        TypeError: the params are of another structure or dtype, or the state is of another layer.
         ValueError: the params are of other shapes.
     """
     others, own = jax.eval_shape(layer.init, jax.random.key(0), x)
-    if not isinstance(own, State) or not isinstance(own.variables, QuantizedVariables):
+    found = within(own, QuantizedConfig, QuantizedVariables)
+    if found is None:
         got = described(layer)
         raise TypeError(message("init_quantized", "layer", "one made by mlax.quantized", got))
-    full = jax.eval_shape(_joined, others, own.variables.weights)
+    config, copies, plain = found
+    full, variables = jax.eval_shape(lambda *held: config.view(*held)[1:], others, own.variables)
     require_params_like("init_quantized", full, params)
-    chosen, others = partition(params, own.config.where)
-    weights = jax.jit(lambda chosen: map_with_path(_int8, chosen))(chosen)
+    require_state_like("init_quantized", plain.state(variables), state)
+    chosen, others = _chosen(config, params)
+    weights = jax.jit(functools.partial(_weights, config, copies=copies))(chosen)
     started: Any = State(QuantizedVariables(weights, variables_of(state)), own.config)
     return others, started
 
@@ -159,12 +239,13 @@ def init_quantized(
 def merge_quantized(params: Any, state: Any) -> tuple[Any, Any]:
     """Return params and state of the layer within `quantized`, with its weights multiplied out.
 
+    Combinators of one layer around `quantized`, such as `mlax.batched`, are around that layer then.
+
     Raises:
         TypeError: the state is none of `mlax.quantized`.
     """
-    config = getattr(state, "config", None)
-    if not isinstance(config, QuantizedConfig):
-        wanted, got = "that of mlax.quantized", described(state)
-        raise TypeError(message("merge_quantized", "state", wanted, got))
-    merged = _joined(params, state.variables.weights)
-    return merged, config.layer.state(state.variables.layer)
+    found = within(state, QuantizedConfig, QuantizedVariables)
+    if found is None:
+        raise TypeError(not_around("merge_quantized", "mlax.quantized", state))
+    _, merged, variables = found.config.view(params, state.variables)
+    return merged, found.plain.state(variables)

@@ -1,29 +1,35 @@
 """A model with another layer at a path: models are values, and so is the changed one."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from mlax.arguments import AnyLayer, read_layer
+from mlax.arguments import AnyLayer, Rule, described, read_layer
 from mlax.combinators.child import kind_of
+from mlax.combinators.composed import Composed, composed
+from mlax.combinators.tap import TapInit, tap
 from mlax.combinators.wiring import Place, Transform, Wired, places_of
-from mlax.errors import expected
+from mlax.errors import expected, message
 from mlax.layer import Layer
 from mlax.pair import BoundApply, BoundInit, HParams
+from mlax.tree import spelled_key
 
 
 def replaced(layer: AnyLayer, path: str, new: AnyLayer) -> AnyLayer:
     """Return a model with another layer at a path, which is that of its params.
 
-    A combinator of one layer has no key in the path: "body.mlp" goes through `mlax.repeat` and
-    `mlax.residual`. What is changed is the expression, so all copies of a repeated layer change,
-    and layers that a function makes inside, such as those of `mlax.mlp`, can't be.
+    Combinators whose params are those of their one layer, such as `mlax.repeat` and `mlax.batched`,
+    have no key in the path: "body.mlp" goes through `mlax.repeat`. What is changed is the
+    expression, so all copies of a repeated layer change.
+
+    Layers that a function of x makes, such as those of `mlax.models` and `mlax.mlp`, are replaced
+    once x is known: the error of a path that is not there comes from `init` then.
 
     Args:
-        layer: a layer made of combinators.
+        layer: a layer made of others.
         path: keys joined with dots, as in `mlax.paths`; "" is the layer itself.
         new: what to put there.
 
     Raises:
-        TypeError: `layer` or `new` is no layer.
+        TypeError: `layer` or `new` is no layer, or `path` no string.
         ValueError: there is no layer at the path. The error names those where the path ends.
 
     >>> import jax.numpy as jnp, mlax
@@ -33,25 +39,52 @@ def replaced(layer: AnyLayer, path: str, new: AnyLayer) -> AnyLayer:
     """
     read_layer("replaced", "layer", layer)
     read_layer("replaced", "new", new)
-    return _replaced(layer, path.split(".") if path else [], new, path)
+    return _replaced(layer, _read_path("replaced", "path", path), new)
 
 
-def _replaced(layer: AnyLayer, keys: list[str], new: AnyLayer, path: str) -> AnyLayer:
-    if not keys:
+def _read_path(owner: str, name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        wanted = 'a string, as in mlax.paths, such as "0" or "body.mlp"'
+        raise TypeError(message(owner, name, wanted, described(value)))
+    return value
+
+
+def _replaced(
+    layer: AnyLayer, path: str, new: AnyLayer, whole: str = "", kind: str = ""
+) -> AnyLayer:
+    if not path:
         return new
-    children = _children(layer)
-    child, rest = children.get("") if len(children) == 1 else None, keys
-    if child is None:
-        child, rest = children.get(keys[0]), keys[1:]
-    if child is None:
-        names = ", ".join(children) or "no layers of its own"
-        raise ValueError(
-            expected("replaced", f"a layer at {path!r}", f"{kind_of(layer)} with {names}")
-        )
     init: Any = layer.init
-    pair, hparams = init.pair, _put(init.hparams, child, _replaced(child.layer, rest, new, path))
-    needs = pair.layer_needs_rng(hparams)
-    return Layer(BoundInit(pair, hparams), BoundApply(pair, hparams, needs), needs)
+    whole, kind = whole or path, kind or kind_of(layer)
+    if isinstance(init, TapInit):
+        return tap(_replaced(init.layer, path, new, whole), init.where)
+    if isinstance(init, BoundInit) and isinstance(init.pair, Composed):
+        return composed_replaced(layer, path, new)
+    children = _children(layer)
+    for key, child in children.items():
+        rest = f".{path}" if not key else path.removeprefix(key)
+        if path == key or rest != path and rest.startswith("."):
+            inner = _replaced(child.layer, rest.removeprefix("."), new, whole)
+            pair, hparams = init.pair, _put(init.hparams, child, inner)
+            needs = pair.layer_needs_rng(hparams)
+            return Layer(BoundInit(pair, hparams), BoundApply(pair, hparams, needs), needs)
+    got = f"{kind} with {', '.join(children) or 'no layers of its own'}"
+    raise ValueError(expected("replaced", f"a layer at {whole!r}", got))
+
+
+def _composed(
+    x: Any, layer: AnyLayer, path: Annotated[str, Rule(_read_path)], new: AnyLayer
+) -> AnyLayer:
+    """The layer that a function of x makes, with another one at a path."""
+    init: Any = layer.init
+    made = init.pair.layer_for(x, init.hparams)
+    return _replaced(made, path, new, kind=kind_of(layer))
+
+
+_composed.__name__, _composed.__qualname__ = "replaced", "composed_replaced"
+composed_replaced = composed(
+    needs_rng=lambda layer, path, new: layer.needs_rng or new.needs_rng
+)(_composed)
 
 
 def _children(layer: AnyLayer) -> dict[str, Place]:
@@ -62,7 +95,7 @@ def _children(layer: AnyLayer) -> dict[str, Place]:
     places = list(places_of(init.hparams))
     if isinstance(init.pair, Wired):
         _, children = init.pair.children_of(init.hparams)
-        return dict(zip(map(str, children), places, strict=True))
+        return dict(zip(map(spelled_key, children), places, strict=True))
     if isinstance(init.pair, Transform) and len(places) == 1:
         return {init.pair.child_key: places[0]}
     return {p.hparam if p.position is None else str(p.position): p for p in places}

@@ -20,15 +20,18 @@ Y = TypeVar("Y")
 
 
 @dataclasses.dataclass(frozen=True)
-class _TapInit:
+class TapInit:
     """The `init` of the layer, under another name."""
 
     layer: AnyLayer
+    """The layer."""
     where: Where
+    """Which layers inside are recorded."""
     __name__ = "tap"
     is_bound = True
 
     def __call__(self, rng: Key, x: Any, /) -> Any:
+        """Return params and state of the layer."""
         return self.layer.init(rng, x)
 
     def __repr__(self) -> str:
@@ -98,4 +101,4 @@ def tap(layer: Layer[P, S, X, Y], where: Where = "*") -> Layer[P, S, X, tuple[Y,
     read_layer("tap", "layer", layer)
     where = read_where("tap", where)
     tapped: Any = _TapApply(layer, where)  # an `Apply`, as no dataclass can declare
-    return Layer(_TapInit(layer, where), tapped, layer.needs_rng)
+    return Layer(TapInit(layer, where), tapped, layer.needs_rng)

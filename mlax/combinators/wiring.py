@@ -22,7 +22,7 @@ from mlax.arguments import AnyLayer, Rule, read_layer, require_key, saturated
 from mlax.combinators.child import (
     Child, ChildKey, Made, abstract_child, apply_child, apply_keys, collected, init_child,
     init_keys, is_traced, joined, kind_of, one_tracing, output_shapes, placeholders, remembered,
-    shapes, split,
+    shapes, split, viewed,
 )
 from mlax.equality import equal, source
 from mlax.errors import expected, message
@@ -318,8 +318,7 @@ class _Running:
 
     @property
     def params(self) -> Any:
-        view = getattr(self._child.config, "view", None)
-        return view(self._params) if view else self._params
+        return viewed(self._child, self._params, self.variables)
 
 
 class _Unknown:
@@ -364,7 +363,8 @@ class _Initialised:
         if self.made is None:
             what = f"{self.key} to be called before its params are read"
             raise ValueError(expected(self.owner, what, "no call"))
-        return placeholders(self.made.params) if self.traced else self.made.params
+        held = self.made.params, self.made.variables
+        return viewed(self.made.child, *(placeholders(held) if self.traced else held))
 
 
 class Wired(Combinator[P, S, X_contra, Y_co]):

@@ -20,6 +20,7 @@ from mlax.combinators.composed import composed
 from mlax.combinators.repeat import repeat
 from mlax.combinators.series import series
 from mlax.combinators.types import DictState
+from mlax.errors import message
 from mlax.layer import Layer
 from mlax.layers.attention import AttentionInputs, attention
 from mlax.layers.dense import dense
@@ -59,7 +60,16 @@ BERT_BASE = BertConfig()
 
 @serializable
 class BertInputs(NamedTuple):
-    """The input of `bert`, where it is more than tokens; what is None is not there."""
+    """The input of `bert`, where it is more than tokens.
+
+        tokens  (..., length), integers in [0, vocab_size)
+        types   (..., length), integers in [0, num_types): which sentence of a pair each token is
+                in; None means 0 for all
+        mask    (..., length), boolean, True for tokens and False for padding, which no token
+                attends to; None means that there is no padding
+
+    Tokenizers give a mask of integers: pass attention_mask.astype(bool).
+    """
 
     tokens: Any
     """(..., length), integers."""
@@ -82,6 +92,9 @@ class BertOutputs(NamedTuple):
 def wiring(sub: Sublayers, x: Any) -> Any:
     """Return the features: see `bert`."""
     tokens, types, mask = x if isinstance(x, BertInputs) else BertInputs(x)
+    if mask is not None and mask.dtype != bool:
+        got, way_out = jnp.dtype(mask.dtype).name, "pass mask.astype(bool)"
+        raise TypeError(message("bert", "mask", "of dtype bool", got, way_out))
     types = jnp.zeros_like(tokens) if types is None else types
     y = sub.dropout(sub.norm(sub.positions(sub.embed(tokens) + sub.types(types))))
     hidden = sub.body(AttentionInputs(y, mask=None if mask is None else mask[..., None, :])).x
@@ -99,6 +112,9 @@ def bert(
 
     Args:
         config: the sizes, such as `mlax.models.BERT_BASE`.
+
+    Raises:
+        TypeError: the mask is not boolean.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> config = mlax.models.BertConfig(50, features=8, num_layers=2, num_heads=2)

@@ -78,6 +78,17 @@ def test_without_start_it_starts_with_zeros(cell: Any, dtype: Any) -> None:
     np.testing.assert_allclose(jnp.concatenate(parts), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("decodes", [False, True])
+def test_two_directions_start_with_zeros(decodes: bool) -> None:
+    layer = mlax.bidirectional(mlax.lstm_cell(4), mlax.gru_cell(4))
+    carried = mlax.carried(layer, decodes=decodes)
+    params, state = carried.init(KEY, XS)
+    start = ((jnp.zeros(4), jnp.zeros(4)), jnp.zeros(4))
+    (wanted, _), _ = layer.apply(params, layer.init(KEY, (XS, start))[1], (XS, start))
+    y, _ = carried.apply(params, state, XS, inference_mode=decodes)
+    np.testing.assert_array_equal(y, wanted)
+
+
 def test_a_layer_that_wants_a_carry_says_so() -> None:
     layer = mlax.carried(mlax.recurrent(mlax.f(lambda xh: (xh[0] + xh[1], xh[1]))))
     with pytest.raises(TypeError) as error:

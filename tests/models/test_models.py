@@ -200,7 +200,7 @@ def test_laws_hold_for_pairs_of_tokens_and_positions() -> None:
         (models.gpt2(GPT_2), jnp.ones((1, 17), int), ValueError, "at most 16 positions"),
         (
             models.bert(BERT), models.BertInputs(jnp.ones((1, 4), int), mask=jnp.ones((1, 4))),
-            TypeError, "mask to be of dtype bool",
+            TypeError, r"mask to be of dtype bool, got float32; pass mask.astype\(bool\)",
         ),
     ],
 )

@@ -1,0 +1,126 @@
+"""Kernels as matrices: which axis of an array holds the outputs of a layer, and which its copies.
+
+    kernel  (copies..., own axes...), of which one holds outputs and the others inputs
+    matrix  (copies..., inputs, outputs)
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mlax.arguments import described
+from mlax.combinators.child import Child, children_of
+from mlax.errors import expected, message
+from mlax.layer import State
+from mlax.layers.conv import ConvConfig, kernel_axes
+from mlax.owners import STACKED, owner_of, owners_of
+from mlax.pair import layer_name
+
+
+class Kernel(NamedTuple):
+    """An array that a layer multiplies x with."""
+
+    shape: tuple[int, ...]
+    """Its shape."""
+    copies: int
+    """The number of leading axes that hold copies of the layer."""
+    output: int
+    """The axis that holds outputs."""
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The axes that hold inputs."""
+        return tuple(i for i in range(self.copies, len(self.shape)) if i != self.output)
+
+    @property
+    def matrix(self) -> tuple[int, ...]:
+        """The shape (copies..., inputs, outputs)."""
+        inputs = math.prod(self.shape[i] for i in self.inputs)
+        return *self.shape[: self.copies], inputs, self.shape[self.output]
+
+    def of_matrix(self, matrix: jax.Array) -> jax.Array:
+        """Return a matrix in the layout of the kernel."""
+        inputs = (self.shape[i] for i in self.inputs)
+        split = matrix.reshape(*self.shape[: self.copies], *inputs, self.shape[self.output])
+        return jnp.moveaxis(split, -1, self.output)
+
+
+def kernels_of(owner: str, child: Child, copies: int = 0) -> Callable[[str, Any], Kernel]:
+    """Return a function from the path and the array of a kernel in a layer to its `Kernel`.
+
+    Args:
+        owner: who asks, for errors.
+        child: the layer.
+        copies: the number of leading axes of all its arrays that hold copies of it.
+
+    Raises:
+        ValueError: the array is no matrix, in each copy, and its layout is unknown.
+    """
+    owners = owners_of(child)
+
+    def kernel(path: str, leaf: Any) -> Kernel:
+        layer = owner_of(owners, path)
+        first, ndim = copies + layer.copies, len(leaf.shape)
+        is_kernel = path == ".".join((*layer.path, "kernel"))
+        if is_kernel and isinstance(layer.config, ConvConfig):
+            output, _ = kernel_axes(layer.config.data_format, ndim - first)
+            return Kernel(leaf.shape, first, first + output)
+        if ndim != first + 2:
+            axes = ", ".join(["copies"] * first + ["inputs", "outputs"])
+            what, got = f"where to select leaves ({axes})", f"{path} of shape {leaf.shape}"
+            way_out = "leave it out: of other leaves, only kernels of mlax.conv have a known layout"
+            raise ValueError(expected(owner, what, got, way_out))
+        is_transposed = is_kernel and getattr(layer.config, "transposed_kernel", False)
+        return Kernel(leaf.shape, first, ndim - 2 if is_transposed else ndim - 1)
+
+    return kernel
+
+
+class Within(NamedTuple):
+    """What `within` finds."""
+
+    config: Any
+    """The config of the combinator."""
+    copies: int
+    """The number of leading axes of its arrays that hold copies of it."""
+    plain: Child
+    """The whole, with the layer of the combinator in its place."""
+
+
+def within(state: Any, config: type[Any], variables: type[Any]) -> Within | None:
+    """Return the combinator with a config and variables of these types that a state is of.
+
+    There may be combinators of one layer around it. None if the state is of another layer.
+    """
+    if not isinstance(state, State) or not isinstance(state.variables, variables):
+        return None
+    whole = Child(None, "", lambda *_: ((), ()), False, state.config, None, None)
+    return _within(whole, config)
+
+
+def _within(child: Child, kind: type[Any]) -> Within | None:
+    config: Any = child.config
+    if isinstance(config, kind):
+        return Within(config, 0, config.layer._replace(key=child.key))
+    inner = children_of(config)
+    found = _within(inner[0], kind) if len(inner) == 1 and inner[0].key is None else None
+    if found is None:
+        return None
+    fields = config._asdict().items()
+    plain = child._replace(
+        config=config._replace(**{n: found.plain for n, v in fields if v is inner[0]}),
+        params_type=found.plain.params_type, variables_type=found.plain.variables_type,
+    )
+    return Within(found.config, found.copies + isinstance(config, STACKED), plain)
+
+
+def not_around(owner: str, kind: str, state: Any) -> str:
+    """Return the error of a state that `within` finds nothing in."""
+    got = described(state)
+    if isinstance(state, State):
+        got = f"that of {layer_name(state.config)}"
+    way_out = f"put {kind} around the whole model, or take the state of that layer out of this one"
+    return message(owner, "state", f"that of {kind}", got, way_out)

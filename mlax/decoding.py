@@ -5,7 +5,7 @@ A model that decodes keeps what it has seen in its state: the caches of `mlax.at
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax

@@ -633,12 +633,9 @@ def require_params_like(owner: str, own: Any, params: Any) -> None:
 
 
 def require_state_like(owner: str, own: Any, state: Any) -> None:
-    """Require a state like that of the layer."""
+    """Require a state with variables like that of the layer, whose config alone is used."""
     if isinstance(own, State):
-        kept = config_of(owner, state, type(own.config))
-        if not equal(own.config, kept):
-            wanted, got = "that of the layer within", "one with another config"
-            raise ValueError(message(owner, "state", wanted, got, ANOTHER_STATE))
+        config_of(owner, state, type(own.config))
         own, state = own.variables, state.variables
     _require_leaves_like(owner, "state.variables", own, state, ANOTHER_STATE)
 

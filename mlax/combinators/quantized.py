@@ -7,7 +7,7 @@
 
 int8 rounds to whole steps: |values * scale - W| <= scale / 2, which is max |W| / 254. float8_e4m3fn
 rounds to 4 significant bits: the error is at most |W| / 16, or scale / 1024 if that is more. On top
-of both comes the rounding of the product to the dtype of W, and of what is below 1e-36.
+of both comes the rounding of the product to the dtype of W. No scale is below 1e-38.
 
 Only weights are quantized: they are multiplied out where they are used. The block-scaled products
 of `jax.nn.scaled_matmul` (mxfp8) run on some GPUs alone, and are not used.
@@ -174,7 +174,7 @@ def quantized(
     None in its place.
 
     It saves memory, not time: each call multiplies the weights out, and products are those of the
-    dtype of x. (On a CPU, a forward pass of a small transformer took two to three times as long.)
+    dtype of x. (On a CPU, a forward pass of a small transformer took twice as long.)
 
     `mlax.init_quantized` starts from params that are there already, `mlax.init_state` makes a state
     for decoding with the same weights, and `mlax.merge_quantized` returns params of the layer

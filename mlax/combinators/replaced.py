@@ -82,7 +82,7 @@ def _composed(
 
 
 _composed.__name__, _composed.__qualname__ = "replaced", "composed_replaced"
-composed_replaced = composed(
+composed_replaced: Composed[..., Any, Any, Any, Any] = composed(
     needs_rng=lambda layer, path, new: layer.needs_rng or new.needs_rng
 )(_composed)
 

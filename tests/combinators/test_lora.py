@@ -196,7 +196,7 @@ def test_what_it_refuses() -> None:
     for another in (None, params, mlax.dense(2).init(KEY, X)[1]):
         with pytest.raises(TypeError, match="init_lora: expected state to be what init returned"):
             mlax.init_lora(TUNED, KEY, X, params, another)
-    with pytest.raises(ValueError, match="state to be that of the layer within"):
+    with pytest.raises(TypeError, match="state.variables to be of the same .* none at norm.mean"):
         mlax.init_lora(TUNED, KEY, X, params, mlax.series(mlax.dense(4)).init(KEY, X)[1])
     with pytest.raises(ValueError, match=r"expected state.variables.norm.mean to be .*\(8,\)"):
         wide = jax.tree.map(lambda leaf: jnp.zeros(9), state)

@@ -12,7 +12,7 @@ import pytest
 import mlax
 from mlax import models
 from mlax.types import Quantized
-from tests.models.cases import CASES, GPT_2, LLAMA, VIT, weights
+from tests.models.cases import CASES, GPT_2, LLAMA, weights
 
 NAMES = ["gpt2", "llama", "bert", "vit", "resnet_basic"]
 RANK, ALPHA = 2, 3.0

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, Literal
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from mlax.costs import bodies_of
 from mlax.sharding.strategies import names_in
 from mlax.summaries import short, spelled
 from mlax.tree import nbytes, paths
@@ -55,7 +57,9 @@ def bytes_on_device(leaf: Any) -> int:
 def activation_bytes(plan: "Plan[Any, Any, Any, Any]") -> int:
     """Estimate the bytes on each device that the backward pass keeps of the forward pass.
 
-    All are counted as split like the batch, and no more: what a layer computes in parts is less.
+    Arrays are counted as split like others of the same shape whose place is said, or else like the
+    batch: what a layer computes in parts is less. Copies of params, such as those in another dtype,
+    are split like params.
     """
     names = plan.mesh.axis_names
     automatic = AbstractMesh(plan.mesh.axis_sizes, names, (AxisType.Auto,) * len(names))
@@ -68,11 +72,38 @@ def activation_bytes(plan: "Plan[Any, Any, Any, Any]") -> int:
     model = plan.model
     args = model.params, model.child.state(model.variables), model.x, model.rng
     jaxpr = jax.make_jaxpr(kept)(*args).jaxpr
+    params = jax.tree.leaves(plan.shapes.params)
     given = {*jaxpr.invars, *jaxpr.constvars}
-    new = {v for v in jaxpr.outvars if not isinstance(v, Literal) and v not in given}
-    batch = next((leaf.sharding.spec for leaf in jax.tree.leaves(plan.shapes.x) if leaf.ndim), ())
-    shards: int = math.prod(plan.mesh.shape[name] for name in names_in(batch))
-    return nbytes([v.aval for v in new]) // shards
+    of_params = set(jaxpr.invars[: len(params)])
+    for eqn in jaxpr.eqns:
+        if of_params.issuperset(v for v in eqn.invars if not isinstance(v, Literal)):
+            of_params.update(eqn.outvars)
+            if eqn.primitive.name == "sharding_constraint":
+                given.update(eqn.outvars)
+    new = {v for v in jaxpr.outvars if not isinstance(v, Literal)} - given
+
+    specs = (leaf.sharding.spec for leaf in jax.tree.leaves(plan.shapes.x) if leaf.ndim)
+    batch: PartitionSpec = next(specs, PartitionSpec())
+    split = set(names_in(batch))
+    places = {shape: spec for shape, spec in _constrained(jaxpr) if split <= set(names_in(spec))}
+    share = sum(map(bytes_on_device, params)) / max(nbytes(params), 1)
+
+    def on_device(aval: Any) -> float:
+        spec = places.get(aval.shape, places.get(aval.shape[1:], batch))
+        shards: int = math.prod(plan.mesh.shape.get(name, 1) for name in names_in(spec))
+        return nbytes(aval) / shards
+
+    return int(sum(share * nbytes(v.aval) if v in of_params else on_device(v.aval) for v in new))
+
+
+def _constrained(jaxpr: Jaxpr) -> Iterator[tuple[tuple[int, ...], PartitionSpec]]:
+    """Yield the shapes of arrays whose place is said, and their specs."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "sharding_constraint":
+            aval: Any = eqn.outvars[0].aval
+            yield aval.shape, eqn.params["sharding"].spec
+        for body in bodies_of(eqn):
+            yield from _constrained(body)
 
 
 def _axes(spec: PartitionSpec) -> str:

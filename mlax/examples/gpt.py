@@ -5,10 +5,12 @@
 The text comes with Python: the topics of `help()`. The last tenth of it is held out. The same
 expression makes the model that is trained and the one that writes, which keeps the keys and values
 of its attention in its state. `--model lstm` trains a recurrent one instead, and `--model ssm` one
-of linear recurrences; their state is the carry.
+of linear recurrences; their state is the carry. `--devices 8 --parallel fsdp` trains on many
+devices, of which a CPU simulates any number: the losses are those of one, and so are checkpoints.
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import mlax
+from mlax.examples.meshes import make_mesh
 from mlax.positions import rotary
 
 try:
@@ -79,6 +82,10 @@ def ssm(decodes: bool = False) -> AnyLayer:
 
 
 MODELS = {"gpt": gpt, "lstm": lstm, "ssm": ssm}
+PARALLEL = {
+    "data": ("data",), "fsdp": ("data",), "tensor": ("model",), "fsdp+tensor": ("data", "model")
+}
+"""Rules for `mlax.sharding.plan`, and the axes of a mesh for them."""
 
 
 class Text(NamedTuple):
@@ -138,30 +145,45 @@ class Program(NamedTuple):
 
     start: Checkpoint
     """Where training starts."""
-    step: Callable[[Carry, np.ndarray], tuple[Carry, jax.Array]]
-    """`step(carry, tokens)` trains on a batch, and returns the loss in nats a character."""
+    step: Callable[[Carry, np.ndarray, int], tuple[Carry, jax.Array]]
+    """`step(carry, tokens, i)` is training step i; it returns the loss in nats a character."""
     evaluate: Callable[[Tree, np.ndarray], jax.Array]
     """`evaluate(params, tokens)` returns the loss of a batch."""
     write: Callable[[Tree, str, int, mlax.Key], str]
     """`write(params, prompt, length, rng)` returns a text that goes on from a prompt."""
 
 
-def program(name: str, steps: int, seed: int) -> Program:
+def program(
+    name: str, steps: int, seed: int, devices: int = 1, parallel: str = "data"
+) -> Program:
     """Return the model, its training and its writing."""
     model, writer = mlax.batched(MODELS[name]()), MODELS[name](decodes=True)
-    params, state = model.init(jax.random.key(seed), jnp.zeros((1, CONTEXT), int))
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 20, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, 0.9, 0.95))
 
-    def loss(params: Tree, tokens: jax.Array) -> jax.Array:
-        logits, _ = model.apply(params, state, tokens[:, :-1])
+    axes, pairs = PARALLEL[parallel], 2 - devices % 2
+    mesh = make_mesh((devices,) if len(axes) == 1 else (devices // pairs, pairs), axes)
+    rng = jax.random.key(seed)
+    x = jax.ShapeDtypeStruct((BATCH_SIZE, CONTEXT), int)
+    plan = mlax.sharding.plan(model, x, parallel, mesh, optimizer=optimizer)
+    params, state = plan.init(rng)
+    opt_state = jax.jit(optimizer.init, out_shardings=plan.optimizer)(params)
+    places = Carry(plan.params, plan.optimizer)
+
+    def loss(
+        params: Tree, tokens: jax.Array, rng: mlax.Key | None = None, inference_mode: bool = True
+    ) -> jax.Array:
+        logits, _ = plan.apply(params, state, tokens[:, :-1], rng, inference_mode)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]))
 
-    @jax.jit
-    def step(carry: Carry, tokens: np.ndarray) -> tuple[Carry, jax.Array]:
-        value, grads = jax.value_and_grad(loss)(carry.params, jnp.asarray(tokens))
+    @functools.partial(jax.jit, in_shardings=(places, plan.x, None), out_shardings=(places, None))
+    def step(carry: Carry, tokens: jax.Array, i: int) -> tuple[Carry, jax.Array]:
+        key = jax.random.fold_in(rng, i)
+        value, grads = jax.value_and_grad(loss)(carry.params, tokens, key, inference_mode=False)
         updates, opt_state = optimizer.update(grads, carry.opt_state, carry.params)
         return Carry(optax.apply_updates(carry.params, updates), opt_state), value
+
+    evaluate = jax.jit(lambda p, tokens: loss(p, tokens), in_shardings=(plan.params, plan.x))
 
     def write(params: Tree, prompt: str, length: int, rng: mlax.Key) -> str:
         tokens = jnp.asarray(encode(prompt))
@@ -169,8 +191,7 @@ def program(name: str, steps: int, seed: int) -> Program:
         generated = mlax.generate(writer.apply, params, cache, tokens, length, rng, 0.8)
         return prompt + decode(generated.tokens)
 
-    start = Checkpoint(Carry(params, optimizer.init(params)), state, 0)
-    return Program(start, step, jax.jit(loss), write)
+    return Program(Checkpoint(Carry(params, opt_state), state, 0), step, evaluate, write)
 
 
 def held_out_loss(evaluate: Callable[..., jax.Array], params: Tree, text: np.ndarray) -> float:
@@ -202,6 +223,8 @@ def main(argv: list[str] | None = None) -> None:
         description="Train a small GPT on the English of Python's manual.",
     )
     parser.add_argument("--model", choices=MODELS, default="gpt", help="the model to train")
+    parser.add_argument("--devices", type=int, default=1, help="how many to train on")
+    parser.add_argument("--parallel", choices=PARALLEL, default="data", help="what they share")
     parser.add_argument("--steps", type=int, default=1000, help="training steps in all")
     parser.add_argument("--every", type=int, default=200, help="steps between samples")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
@@ -211,13 +234,18 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, default="gpt.png", help="image file to write")
     options = parser.parse_args(argv)
-    if options.steps < 1 or options.every < 1:
-        parser.error("--steps, --every: expected at least 1")
+    if min(options.devices, options.steps, options.every) < 1:
+        parser.error("--devices, --steps, --every: expected at least 1")
     if options.resume and not options.checkpoint.exists():
         parser.error(f"--resume: expected a checkpoint, found no {options.checkpoint}")
 
     text = load()
-    saved, step, evaluate, write = program(options.model, options.steps, options.seed)
+    try:
+        saved, step, evaluate, write = program(
+            options.model, options.steps, options.seed, options.devices, options.parallel
+        )
+    except ValueError as error:  # of the mesh or the plan
+        parser.error(f"--devices, --parallel: {error}")
     if options.resume:
         saved = mlax.load(options.checkpoint, saved)
     carry, state, done = saved
@@ -226,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     progress = tqdm(range(done, options.steps), initial=done, total=options.steps, unit="step")
     start = time.perf_counter()
     for i in progress:
-        carry, value = step(carry, batch(text.train, i, options.seed))
+        carry, value = step(carry, batch(text.train, i, options.seed), i)
         losses.append(float(value))
         rate = len(losses) * BATCH_SIZE * CONTEXT / (time.perf_counter() - start)
         progress.set_postfix_str(f"loss {value:.2f}, {rate:,.0f} tokens/s")

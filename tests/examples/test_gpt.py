@@ -1,5 +1,6 @@
 """The gpt program learns, writes, saves and resumes."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def test_it_goes_on_where_it_was_stopped(few: Path) -> None:
     assert whole.done == 4
     carry = run.start.carry
     for i in range(2):
-        carry, _ = run.step(carry, gpt.batch(gpt.load().train, i, 0))
+        carry, _ = run.step(carry, gpt.batch(gpt.load().train, i, 0), i)
     mlax.save(few / "gpt.safetensors", run.start._replace(carry=carry, done=2))
     gpt.main(["--steps", "4", "--every", "2", "--resume"])
     resumed = mlax.load(few / "gpt.safetensors", run.start)
@@ -71,7 +72,12 @@ def test_it_goes_on_where_it_was_stopped(few: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--steps", "0"], ["--resume"], ["--model", "rnn"]], ids=str
+    "arguments",
+    [
+        ["--steps", "0"], ["--resume"], ["--model", "rnn"], ["--devices", "64"],
+        ["--parallel", "pipeline"],
+    ],
+    ids=str,
 )
 def test_wrong_options_are_named(
     few: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
@@ -88,6 +94,56 @@ def test_recurrent_models_are_models_too(
     monkeypatch.setattr(gpt, "CONTEXT", 16)
     monkeypatch.setattr(gpt, "BATCH_SIZE", 2)
     run = gpt.program(name, 2, 0)
-    _, loss = run.step(run.start.carry, gpt.batch(gpt.load().train, 0, 0))
+    _, loss = run.step(run.start.carry, gpt.batch(gpt.load().train, 0, 0), 0)
     assert float(loss) == pytest.approx(np.log(len(gpt.ALPHABET)), abs=near)
     assert len(run.write(run.start.carry.params, "The ", 3, jax.random.key(0))) == 7
+
+
+def dropped(decodes: bool = False) -> Any:
+    """Return a model that draws numbers."""
+    block = mlax.transformer_block(mlax.attention(2, causal=True), mlax.mlp(16), dropout_rate=0.5)
+    return mlax.series(mlax.embed(len(gpt.ALPHABET), 8), block, mlax.dense(len(gpt.ALPHABET)))
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make texts short, and have the model draw numbers."""
+    monkeypatch.setattr(gpt, "CONTEXT", 16)
+    monkeypatch.setitem(gpt.MODELS, "gpt", dropped)
+
+
+def steps(run: gpt.Program, carry: gpt.Carry, which: range) -> tuple[gpt.Carry, list[float]]:
+    text, losses = gpt.load().train, []
+    for i in which:
+        carry, loss = run.step(carry, gpt.batch(text, i, 0), i)
+        losses.append(float(loss))
+    return carry, losses
+
+
+@functools.cache
+def on_one_device() -> list[float]:
+    """Return the losses of three steps of the tiny model."""
+    run = gpt.program("gpt", 8, 0)
+    return steps(run, run.start.carry, range(3))[1]
+
+
+@pytest.mark.parametrize("parallel", gpt.PARALLEL)
+def test_losses_on_many_devices_are_those_of_one(tiny: None, parallel: str) -> None:
+    run = gpt.program("gpt", 8, 0, 8, parallel)
+    _, losses = steps(run, run.start.carry, range(3))
+    np.testing.assert_allclose(losses, on_one_device(), rtol=1e-4)
+    kernel = run.start.carry.params[1]["mlp"]["up"].kernel
+    assert kernel.sharding.is_fully_replicated is (parallel == "data")
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 8), (8, 1)])
+def test_a_run_goes_on_on_another_number_of_devices(
+    tiny: None, tmp_path: Path, before: int, after: int
+) -> None:
+    first, second = (gpt.program("gpt", 8, 0, n, "fsdp") for n in (before, after))
+    carry, _ = steps(first, first.start.carry, range(2))
+    _, wanted = steps(first, carry, range(2, 4))
+    mlax.save(tmp_path / "gpt.safetensors", first.start._replace(carry=carry, done=2))
+    saved = mlax.load(tmp_path / "gpt.safetensors", second.start)
+    _, found = steps(second, saved.carry, range(saved.done, 4))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)

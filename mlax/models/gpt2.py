@@ -71,7 +71,7 @@ def gpt2(
     Args:
         config: the sizes, such as `mlax.models.GPT_2`.
         cache_length: number of tokens that the caches have room for, for a model that decodes.
-        remat: whether the backward pass computes each block again instead of saving its activations.
+        remat: whether the backward pass computes blocks again instead of saving activations.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> config = mlax.models.GPT_2._replace(vocab_size=50, features=8, num_layers=2, num_heads=2)

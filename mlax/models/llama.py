@@ -100,7 +100,7 @@ def llama(
         config: the sizes, such as `mlax.models.LLAMA_3_8B`.
         cache_length: number of tokens that the caches have room for, for a model that decodes.
         cache_policy: what full ones do, as in `mlax.attention`: "wrap" is for a window.
-        remat: whether the backward pass computes each block again instead of saving its activations.
+        remat: whether the backward pass computes blocks again instead of saving activations.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> config = mlax.models.LlamaConfig(50, 8, 2, num_heads=2, num_kv_heads=1, hidden_features=16)

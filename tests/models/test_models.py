@@ -66,6 +66,24 @@ def test_a_large_model_is_lowered_without_its_arrays() -> None:
     assert program(models.LLAMA_3_70B) == program(models.LLAMA_3_70B._replace(num_layers=2))
 
 
+@pytest.mark.parametrize(
+    "make", [functools.partial(models.gpt2, GPT_2), functools.partial(models.llama, MISTRAL)]
+)
+def test_blocks_are_computed_again_on_request(make: Any) -> None:
+    """The numbers are the same, and what the backward pass keeps is less."""
+    tokens = jnp.zeros((1, 8), int)
+
+    def gradient(remat: bool) -> tuple[Any, int]:
+        model = make(remat=remat)
+        params, state = model.init(KEY, tokens)
+        y, backward = jax.vjp(lambda params: jnp.sum(model.apply(params, state, tokens)[0]), params)
+        return backward(y), mlax.tree.nbytes(jax.tree.leaves(backward))
+
+    (found, less), (wanted, more) = gradient(True), gradient(False)
+    assert less < 0.7 * more
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), found, wanted)
+
+
 LANGUAGE_MODELS = {
     "gpt2": functools.partial(models.gpt2, GPT_2),
     "mistral": functools.partial(models.llama, MISTRAL),

@@ -59,7 +59,7 @@ def activation_bytes(plan: "Plan[Any, Any, Any, Any]") -> int:
 
     Arrays are counted as split like others of the same shape whose place is said, or else like the
     batch: what a layer computes in parts is less. Copies of params, such as those in another dtype,
-    are split like params.
+    are split like params. What a layer computes again in the backward pass comes on top.
     """
     names = plan.mesh.axis_names
     automatic = AbstractMesh(plan.mesh.axis_sizes, names, (AxisType.Auto,) * len(names))

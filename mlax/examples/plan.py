@@ -118,12 +118,14 @@ def report(plan: Plan) -> str:
     share, (flops, flops_share) = mlax.tree.nbytes(kept) / plan.mesh.size, flops_on_device(plan)
     parts = bytes_by_part(plan)
     nbytes = parts["params"] + parts["gradients"] + parts["optimizer"]
+    hint = "; devices repeat what cannot be split: --sequence or another --mesh mends that"
     return "\n".join([
         str(plan),
         f"  {'FLOPs (estimate)':<24} {short(int(flops)):>8}",
         "",
         f"params, gradients and optimizer take {nbytes / share:.3f} of an equal share",
-        f"FLOPs take {flops / flops_share:.3f} of an equal share",
+        f"FLOPs take {flops / flops_share:.3f} of an equal share"
+        f"{hint if flops > 1.1 * flops_share else ''}",
     ])
 
 

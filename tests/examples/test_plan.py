@@ -13,6 +13,7 @@ from mlax.examples.collectives import Kind
 from mlax.examples.meshes import make_mesh
 from mlax.models import LlamaConfig, llama
 
+jax.devices()  # JAX has started, so that programs here change no other test's devices
 CONFIG = LlamaConfig(64, 32, 3, 4, 4, 64)
 
 

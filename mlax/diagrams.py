@@ -23,7 +23,7 @@ from mlax.combinators.moe import MoeConfig
 from mlax.combinators.pipeline import PipelineConfig
 from mlax.combinators.repeat import RepeatConfig
 from mlax.flow import INPUT, OUTPUT, Flow, Graph, Join, Node, Path, flow
-from mlax.summaries import abstract_model, layers_by_path, read_depth, spelled
+from mlax.outline import abstract_model, layers_by_path, read_depth, spelled
 from mlax.tree import LATER_CALL
 
 

@@ -20,7 +20,7 @@ from mlax import taps
 from mlax.combinators.child import apply_child
 from mlax.costs import bodies_of
 from mlax.statistics import WARNS
-from mlax.summaries import Model
+from mlax.outline import Model
 
 Path: TypeAlias = tuple[str, ...]
 

@@ -6,27 +6,24 @@ their params; a combinator of one layer shares the row of that layer.
 """
 
 import html
-import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh
 
 from mlax import taps
-from mlax.arguments import AnyLayer, described, read_integer, read_layer
-from mlax.combinators.child import (
-    Child, abstract_child, apply_child, children_of, has_path, one_tracing, shapes,
-)
-from mlax.errors import expected, message
+from mlax.arguments import AnyLayer, described
+from mlax.combinators.child import apply_child, has_path, shapes, variables_of
 from mlax.costs import Flops, by_scope
+from mlax.errors import expected, message
+from mlax.outline import abstract_model, cut, layers_by_path, read_depth, short, spelled
+from mlax.sharding.planning import plan
+from mlax.sharding.rules import REST_IS_WHOLE, Rules
+from mlax.sharding.table import bytes_on_device
 from mlax.statistics import WARNS
-from mlax.tree import LATER_CALL, predicate, spelled_key, walk
-
-Rules: TypeAlias = Sequence[tuple[str, PartitionSpec]]
-"""Patterns of paths and how arrays there are sharded; the first that matches counts."""
+from mlax.tree import LATER_CALL, walk
 
 
 class Row(NamedTuple):
@@ -79,7 +76,7 @@ class Summary(NamedTuple):
 
 def summary(
     layer: AnyLayer, x: Any, *, depth: int | None = None, inference_mode: bool = False,
-    mesh: Mesh | AbstractMesh | None = None, rules: Rules = (),
+    mesh: Mesh | AbstractMesh | None = None, rules: Rules | None = None,
 ) -> Summary:
     """Return a table of a model: outputs, parameters, bytes and operations of each layer.
 
@@ -91,12 +88,12 @@ def summary(
         depth: how many levels of layers to print; None prints all.
         inference_mode: whether to evaluate `apply` as in inference, without a gradient.
         mesh: a mesh, which needs no devices if abstract, to count bytes for each device of.
-        rules: (pattern of paths, PartitionSpec) for params and variables; an array that no
-            pattern matches is whole on every device.
+        rules: how params and variables are sharded, as in `mlax.sharding.plan`; what no rule is
+            for is whole.
 
     Raises:
         TypeError: an argument is not what it should be.
-        ValueError: a rule names an axis that the mesh does not have, or that does not divide.
+        ValueError: the rules do not fit the model and the mesh.
         Exception: whatever `init` or `apply` raises, with a note that gives the path; or their
             gradient, if there is none, as of `jax.lax.while_loop`: pass inference_mode=True.
 
@@ -146,9 +143,13 @@ def summary(
         )
         for is_backward in (False, True)
     )
-    params, variables = (_arrays(tree, mesh, rules) for tree in (made.params, made.variables))
-    counts = _added((path, size) for path, size, _ in params)
-    nbytes, held = (_added((path, n) for path, _, n in arrays) for arrays in (params, variables))
+    placed = made.params, made.variables
+    if mesh is not None and rules:
+        rules = rules if isinstance(rules, str) else (*rules, REST_IS_WHOLE)
+        planned = plan(layer, x, rules, mesh).shapes
+        placed = planned.params, variables_of(planned.state)
+    counts = _by_layer(made.params, lambda leaf: leaf.size)
+    nbytes, held = (_by_layer(tree, bytes_on_device) for tree in placed)
     nothing = Flops(0)
     return Summary(
         tuple(
@@ -207,86 +208,9 @@ def _is_floating(leaf: Any) -> bool:
     return bool(jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact))
 
 
-class Model(NamedTuple):
-    """A model as shapes and dtypes."""
-
-    params: Any
-    """Its parameters."""
-    variables: Any
-    """Its variables."""
-    child: Child
-    """The model as the layer of a combinator."""
-    x: Any
-    """Its input."""
-    rng: Any
-    """A key."""
-    output: Any
-    """Its output in training."""
-
-
-def read_depth(owner: str, depth: int | None) -> None:
-    """Require a number of levels, or None."""
-    if depth is not None and read_integer(owner, "depth", depth, "at least 0") < 0:
-        raise ValueError(message(owner, "depth", "at least 0", depth))
-
-
-def abstract_model(owner: str, layer: AnyLayer, x: Any) -> Model:
-    """Return a model as its `init` would make it."""
-    read_layer(owner, "layer", layer)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    x = shapes(x)
-    with one_tracing():
-        made = abstract_child(owner, None, layer, key, x)
-    return Model(made.params, made.variables, made.child, x, key, made.output())
-
-
-def layers_by_path(
-    child: Child, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], tuple[Child, ...]]]:
-    """Yield all layers in a layer by path, each with the only layers inside."""
-    chain: tuple[Child, ...] = (child,)
-    inner = children_of(child.config)
-    while len(inner) == 1 and inner[0].key is None:
-        chain += (inner[0],)
-        inner = children_of(inner[0].config)
-    yield path, chain
-    for one in inner:
-        assert one.key is not None  # only children have no key
-        yield from layers_by_path(one, (*path, spelled_key(one.key)))
-
-
-def _arrays(
-    tree: Any, mesh: Mesh | AbstractMesh | None, rules: Rules
-) -> list[tuple[tuple[str, ...], int, int]]:
-    """Return the path, the number of elements and the bytes on a device of each array."""
-    found = []
-    for path, leaf in zip(walk(tree), jax.tree.leaves(tree), strict=True):
-        size = math.prod(leaf.shape)
-        shards = 1 if mesh is None else _shards(".".join(path), leaf.shape, mesh.shape, rules)
-        found.append((path, size, size * leaf.dtype.itemsize // shards))
-    return found
-
-
-def _shards(
-    path: str, shape: tuple[int, ...], sizes: Mapping[Any, int], rules: Rules
-) -> int:
-    """Return into how many parts the first rule for a path splits an array."""
-    shards = 1
-    spec = next((spec for pattern, spec in rules if predicate(pattern)(path, None)), ())
-    if len(spec) > len(shape):
-        wanted, got = f"at least {len(spec)} axes, as {spec} has", f"shape {shape}"
-        raise ValueError(message("summary", path, wanted, got))
-    for length, names in zip(shape, spec, strict=False):
-        for name in names if isinstance(names, tuple) else () if names is None else (names,):
-            if name not in sizes:
-                wanted = f"an axis of the mesh, {', '.join(map(repr, sizes))}"
-                raise ValueError(message("summary", f"the axis for {path}", wanted, repr(name)))
-            shards *= sizes[name]
-            if length % sizes[name]:
-                wanted = f"axes that the {sizes[name]} shards of {name!r} divide"
-                raise ValueError(message("summary", path, wanted, f"shape {shape}"))
-            length //= sizes[name]
-    return shards
+def _by_layer(tree: Any, size: Callable[[Any], int]) -> dict[tuple[str, ...], int]:
+    """Return the sum over all arrays of a layer, by its path."""
+    return _added(zip(walk(tree), map(size, jax.tree.leaves(tree)), strict=True))
 
 
 A = TypeVar("A", int, Flops)
@@ -319,11 +243,7 @@ def _cells(table: Summary) -> Iterator[tuple[str, ...]]:
         sizes = (short(n) for n in (row.params, row.nbytes, row.variables))
         costs = (short(n.total) + "?" * bool(n.unknown) for n in (row.forward, row.backward))
         name, output = "  " * len(row.path) + name, spelled(row.output)
-        yield _cut(name, 23), _cut(output, 20), *sizes, *costs
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+        yield cut(name, 23), cut(output, 20), *sizes, *costs
 
 
 def _notes(table: Summary) -> Iterator[str]:
@@ -336,25 +256,3 @@ _UNKNOWN = {
     "while": "a loop of unknown length counts once",
     "cond": "of branches, that with the most counts",
 }
-
-
-def short(number: int) -> str:
-    """Return a number with at most three digits and a letter."""
-    if number < 1000:
-        return str(number)
-    power = min(int(f"{number:.2e}".split("e")[1]) // 3, 6)
-    return f"{number / 1000**power:.3g}{'KMGTPE'[power - 1]}"
-
-
-_SHORT = re.compile("^(float|int|uint|complex)(?=[0-9])")
-"""Names of dtypes that their first letter stands for."""
-
-
-def spelled(output: Any) -> str:
-    """Return shapes and dtypes, as in "f32[5,2]"."""
-    leaves = [
-        _SHORT.sub(lambda found: found[0][0], leaf.dtype.name.replace("bfloat", "bf"))
-        + f"[{','.join(map(str, leaf.shape))}]"
-        for leaf in jax.tree.leaves(output)
-    ]
-    return leaves[0] if len(leaves) == 1 else f"({', '.join(leaves)})" if leaves else "-"

@@ -79,6 +79,7 @@ from mlax.layers.selective_ssm import (
 from mlax.layers.z_norm import ZNormConfig, ZNormVariables
 from mlax.linear_recurrence import Implementation
 from mlax.pair import Pair
+from mlax.sharding import Optimizer, Plan, Rules
 from mlax.summaries import Row, Summary
 from mlax.tree import Where
 from mlax.typed import Jitted
@@ -98,14 +99,14 @@ __all__ = [
     "LoadRule", "LoraConfig", "LoraVariables", "LruCellConfig", "LruConfig", "LruParams",
     "LstmCellConfig", "MaxPoolConfig", "MinGruCellConfig", "MinGruConfig", "MinGruParams",
     "MoeConfig", "MoeInputs", "MoeParams", "Momentum", "MultiplyConfig", "NormParams",
-    "NormalizedAxis", "Number", "Padding", "Pair", "ParameterConfig", "ParameterParams", "Pattern",
-    "PipelineConfig", "PoolConfig", "PositionBias", "PositionEmbeddingConfig",
-    "PositionEmbeddingParams", "PositionEmbeddingVariables", "Positive", "Precision", "Product",
-    "Quantized", "QuantizedConfig", "QuantizedVariables", "Rate", "RecurrentConfig",
-    "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig", "RnnCellConfig",
-    "Rotation", "Routed", "Row", "Rule", "ScalerConfig", "ScalerParams", "SelectiveSsmCellConfig",
-    "SelectiveSsmConfig", "SelectiveSsmParams", "Shape", "Shaped", "Sharding", "Size", "Sizes",
-    "State", "StochasticDepthConfig", "Sublayer", "Sublayers", "SumPoolConfig", "Summary",
-    "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig", "ZNormConfig",
-    "ZNormVariables",
+    "NormalizedAxis", "Number", "Optimizer", "Padding", "Pair", "ParameterConfig",
+    "ParameterParams", "Pattern", "PipelineConfig", "Plan", "PoolConfig", "PositionBias",
+    "PositionEmbeddingConfig", "PositionEmbeddingParams", "PositionEmbeddingVariables", "Positive",
+    "Precision", "Product", "Quantized", "QuantizedConfig", "QuantizedVariables", "Rate",
+    "RecurrentConfig", "RelativeBiasConfig", "RematConfig", "RepeatConfig", "RmsNormConfig",
+    "RnnCellConfig", "Rotation", "Routed", "Row", "Rule", "Rules", "ScalerConfig", "ScalerParams",
+    "SelectiveSsmCellConfig", "SelectiveSsmConfig", "SelectiveSsmParams", "Shape", "Shaped",
+    "Sharding", "Size", "Sizes", "State", "StochasticDepthConfig", "Sublayer", "Sublayers",
+    "SumPoolConfig", "Summary", "SwitchConfig", "TupleState", "Variables", "Where", "WiredConfig",
+    "ZNormConfig", "ZNormVariables",
 ]

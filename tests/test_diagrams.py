@@ -12,7 +12,7 @@ import pytest
 
 import mlax
 from mlax.flow import INPUT, OUTPUT, Graph, Join, flow
-from mlax.summaries import abstract_model
+from mlax.outline import abstract_model
 from mlax.types import Diagram, Sublayers
 from tests.diagrams import FOLDER, MODELS, floats
 

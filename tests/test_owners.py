@@ -8,7 +8,7 @@ import pytest
 
 import mlax
 from mlax.owners import owner_of, owners_of
-from mlax.summaries import abstract_model
+from mlax.outline import abstract_model
 
 EXPERTS = mlax.moe(mlax.repeat(mlax.dense(8), 2), 3, 1)
 MODEL = mlax.batched(mlax.series(**{

@@ -124,9 +124,12 @@ def test_a_mesh_divides_bytes_by_rules() -> None:
     kernels = 4 * 3 * 2 * 8 * 16
     assert row(whole, "").nbytes - row(table, "").nbytes == kernels * 7 // 8
     assert row(table, "body.mlp").params == row(whole, "body.mlp").params
-    with pytest.raises(ValueError, match="attention.query.kernel.*an axis of the mesh, 'data', 'model', got"):
+    assert mlax.summary(gpt(), TOKENS, mesh=mesh, rules=None).rows == whole.rows
+    with pytest.raises(ValueError, match="expected rule 0, 'haed.bias', to match a path, got none"):
+        mlax.summary(gpt(), TOKENS, mesh=mesh, rules=[("haed.bias", P())])
+    with pytest.raises(ValueError, match="attention.query.kernel .*of the mesh, 'data', 'model', got"):
         mlax.summary(gpt(), TOKENS, mesh=mesh, rules=[("*.kernel", P("modle"))])
-    with pytest.raises(ValueError, match=r"head.bias.* the 4 shards of 'data' divide.*\(11,\)"):
+    with pytest.raises(ValueError, match=r"of head.bias .*'data' of the mesh, 4, .*\(11,\)"):
         mlax.summary(gpt(), TOKENS, mesh=mesh, rules=[("head.bias", P("data"))])
 
 

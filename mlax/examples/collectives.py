@@ -19,7 +19,7 @@ import jax
 
 from mlax.mesh import names_of
 from mlax.sharding import Plan
-from mlax.summaries import short
+from mlax.outline import short
 from mlax.tree import paths
 
 
@@ -77,7 +77,7 @@ def on_paper(
 
     def needed() -> Iterator[tuple[str, int, int, float]]:
         for path, leaf in zip(paths(shapes.params), jax.tree.leaves(shapes.params), strict=True):
-            spec, copies = plan.inside.params[path][0], num_layers if "body." in path else 1
+            spec, copies = plan.used[path][0], num_layers if "body." in path else 1
             stored, used = _names(leaf.sharding.spec), _names(spec)
             nbytes = leaf.size * itemsize / devices(used)
             parts = [name for name in stored if name not in used]

@@ -27,7 +27,7 @@ from mlax import models
 from mlax.examples import collectives
 from mlax.examples.meshes import make_mesh
 from mlax.sharding.table import bytes_by_part
-from mlax.summaries import short
+from mlax.outline import short
 
 MODELS: dict[str, tuple[Callable[..., Any], Any]] = {
     "gpt2": (models.gpt2, models.GPT_2),
@@ -96,16 +96,16 @@ def flops_on_device(plan: Plan) -> tuple[float, float]:
     A layer computes in parts if its kernels are split while it runs, or if its positions are.
     """
     rows = {row.path: row for row in mlax.summary(plan.layer, plan.model.x).rows}
-    total = {path: row.forward.total + row.backward.total for path, row in rows.items()}
+    total = {".".join(path): row.forward.total + row.backward.total for path, row in rows.items()}
     sizes, batch = plan.mesh.shape, plan.shapes.x.sharding.spec
-    parts: dict[tuple[str, ...], int] = {}
-    for spec, path in plan.inside.params.values():
-        positions = plan.inside.outputs(".".join(path[:1])) or batch
+    parts: dict[str, int] = {}
+    for spec, path in plan.used.values():
+        positions = plan.inside.outputs(path.partition(".")[0]) or batch
         names = {name for name in (*_names(spec), *_names(positions))}
         parts[path] = max(parts.get(path, 1), math.prod(sizes[name] for name in names))
-    tied = total[()] - sum(total[path] for path in parts)  # the head that is the embedding
-    found = sum(total[path] / parts[path] for path in parts) + tied / parts[("embed",)]
-    return found, total[()] / plan.mesh.size
+    tied = total[""] - sum(total[path] for path in parts)  # the head that is the embedding
+    found = sum(total[path] / parts[path] for path in parts) + tied / parts["embed"]
+    return found, total[""] / plan.mesh.size
 
 
 def _names(spec: Iterable[Any]) -> list[Any]:

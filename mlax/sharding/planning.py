@@ -34,7 +34,7 @@ from mlax.sharding.rules import (
     wrong_spec,
 )
 from mlax.sharding.strategies import BATCH_AXES, names_in
-from mlax.summaries import Model, abstract_model, layers_by_path
+from mlax.outline import Model, abstract_model, layers_by_path
 from mlax.taps import setting
 from mlax.tree import path_of, paths
 
@@ -81,6 +81,8 @@ class Plan(Generic[P, S, X, Y]):
     """Shapes, dtypes and shardings."""
     model: Model
     """The model as shapes and dtypes, on no mesh."""
+    used: dict[str, tuple[PartitionSpec, str]]
+    """By the path of each parameter: where it lies while its layer runs, and the path of that."""
     inside: Constraints
     """Where arrays lie inside of the model."""
 
@@ -241,6 +243,21 @@ def plan(
     >>> model = mlax.series(mlax.dense(512), mlax.f(jax.nn.relu), mlax.dense(256))
     >>> x = jax.ShapeDtypeStruct((1024, 256), jnp.float32)
     >>> mlax.sharding.plan(model, x, "fsdp+tensor", AbstractMesh((4, 2), ("data", "model")))
+    parameter                         whole                split over          bytes
+    --------------------------------------------------------------------------------
+    0.kernel                          f32[256,512]         data, model         65.5K
+    0.bias                            f32[512]             model+data            256
+    2.kernel                          f32[512,256]         model+data, -       65.5K
+    2.bias                            f32[256]             data+model            128
+    <BLANKLINE>
+    on each of 8 devices (data 4, model 2)
+      params                       131K
+      gradients                    131K
+      optimizer                       0
+      variables                       0
+      x                            262K
+      activations (estimate)      1.44M
+      sum                         1.97M
     """
     read_layer("plan", "layer", layer)
     if not isinstance(mesh, Mesh | AbstractMesh):
@@ -293,14 +310,16 @@ def plan(
         found = jax.eval_shape(optimizer.init, model.params)
         shardings = _shardings_like(placed_params, found, mesh)
         shapes = shapes._replace(optimizer=jax.tree.map(_with_sharding, found, shardings))
-    moved: dict[tuple[str, ...], dict[str, PartitionSpec]] = {}
+    used = dict[str, tuple[PartitionSpec, str]]()
+    moved = dict[tuple[str, ...], dict[str, PartitionSpec]]()
     for leaf, specs in zip(params, specs_of_params, strict=True):
+        used[leaf.path] = specs.used, ".".join(leaf.owner.path)
         if (*specs.stored, *[None] * (len(specs.used) - len(specs.stored))) != (*specs.used,):
             moved.setdefault(leaf.owner.path, {})[".".join(leaf.name)] = specs.used
     roles = {"experts": ("expert",), "tokens": tuple(n for n in gathered if n != "expert")}
     roles = {role: names for role, names in roles.items() if names and {*names} <= {*sizes}}
     inside = Constraints(moved, functools.partial(first_spec, (*of_outputs,)), roles)
-    return Plan(layer, mesh, shapes, model, inside)
+    return Plan(layer, mesh, shapes, model, used, inside)
 
 
 def _specs_like(x: Any, specs: Any) -> list[PartitionSpec]:

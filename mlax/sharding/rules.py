@@ -23,6 +23,10 @@ Rule: TypeAlias = tuple[str, PartitionSpec] | frozenset[str]
 """A pattern and a spec, or the parts of a strategy."""
 
 
+REST_IS_WHOLE = ("*", PartitionSpec())
+"""The rule for what is left."""
+
+
 def read_rules(owner: str, rules: Any) -> list[Rule]:
     """Require rules."""
     read: list[Rule] = []
@@ -117,7 +121,8 @@ def dead_rules(rules: Sequence[Rule], paths: Sequence[str]) -> Iterator[str]:
     """Yield which rules no array follows, and why."""
     followed = {path: _followed(rules, path) for path in paths}
     for i, rule in enumerate(rules):
-        if i in followed.values() or len(rules) == 1 and isinstance(rule, frozenset):
+        is_for_the_rest = rule == REST_IS_WHOLE or len(rules) == 1 and isinstance(rule, frozenset)
+        if i in followed.values() or is_for_the_rest and i == len(rules) - 1:
             continue
         if isinstance(rule, frozenset):
             spelled = "+".join(sorted(rule))

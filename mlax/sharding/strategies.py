@@ -27,7 +27,8 @@ from mlax.layers.attention import AttentionConfig
 from mlax.layers.conv import ConvConfig, kernel_axes
 from mlax.layers.embed import EmbedConfig
 from mlax.mesh import names_of
-from mlax.sharding.leaves import PRODUCTS, Leaf
+from mlax.owners import PRODUCTS
+from mlax.sharding.leaves import Leaf
 
 AXES = {"data": "data", "fsdp": "data", "tensor": "model", "expert": "expert"}
 """The axis of the mesh that a strategy needs."""

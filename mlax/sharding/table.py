@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from mlax.costs import bodies_of
 from mlax.sharding.strategies import names_in
-from mlax.summaries import short, spelled
+from mlax.outline import cut, short, spelled
 from mlax.tree import nbytes, paths
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def printed(plan: "Plan[Any, Any, Any, Any]") -> str:
     rows = [head, "-" * len(head)]
     for path, leaf in zip(paths(shapes.params), jax.tree.leaves(shapes.params), strict=True):
         cells = path, spelled(leaf), _axes(leaf.sharding.spec)
-        cut = (_cut(cell, width) for cell, width in zip(cells, (33, 20, 16), strict=True))
-        rows.append(_LINE.format(*cut, short(bytes_on_device(leaf))))
+        fitting = (cut(cell, width) for cell, width in zip(cells, (33, 20, 16), strict=True))
+        rows.append(_LINE.format(*fitting, short(bytes_on_device(leaf))))
     sizes = ", ".join(f"{name} {size}" for name, size in plan.mesh.shape.items())
     rows += ["", f"on each of {plan.mesh.size} devices ({sizes})"]
     parts = bytes_by_part(plan)
@@ -49,8 +49,10 @@ def bytes_by_part(plan: "Plan[Any, Any, Any, Any]") -> dict[str, int]:
 
 
 def bytes_on_device(leaf: Any) -> int:
-    """Return the bytes of the part of an array that a device holds."""
-    size: int = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    """Return the bytes of the part of an array that a device holds, all if it lies nowhere."""
+    where = getattr(leaf, "sharding", None)
+    shape = leaf.shape if where is None else where.shard_shape(leaf.shape)
+    size: int = math.prod(shape) * leaf.dtype.itemsize
     return size
 
 
@@ -109,7 +111,3 @@ def _constrained(jaxpr: Jaxpr) -> Iterator[tuple[tuple[int, ...], PartitionSpec]
 def _axes(spec: PartitionSpec) -> str:
     """Return the axes of the mesh for each axis of an array, "-" where it is whole."""
     return ", ".join("+".join(map(str, names_in([entry]))) or "-" for entry in spec)
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"

@@ -76,7 +76,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     ("rules", "options", "text"),
     [
         ("expert", {}, "expected a mesh with an axis 'expert' for 'expert', got 'data', 'model'"),
-        (["data", ("*", P())], {}, "expected arrays to follow rule 1, '*', got none"),
+        (["data", ("*", P("data"))], {}, "expected arrays to follow rule 1, '*', got none"),
         ([("*", P()), "fsdp"], {}, "expected arrays that rule 1, 'fsdp', is left for, got none"),
         ("data", {"outputs": [("dwon", P())]}, "'dwon' of outputs to match the path of a layer"),
         ("data", {"outputs": [("up", P("a"))]}, "the output of 'up' to be split over axes of the"),

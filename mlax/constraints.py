@@ -26,6 +26,8 @@ class Constraints(NamedTuple):
     """By the path of a layer whose own params are moved while it runs: where each goes."""
     outputs: Callable[[str], PartitionSpec | None]
     """By the path of a layer: where its output lies; None leaves it to the compiler."""
+    require: Callable[[str, Any, PartitionSpec], None]
+    """Raises if no array in the output of a layer can lie by a spec, or one only in part."""
     roles: Mapping[str, tuple[str, ...]]
     """The axes of the mesh for what layers call the axes of an array: "experts", "tokens"."""
     path: tuple[str, ...] = ()
@@ -99,8 +101,17 @@ def output(y: T, asked: PartitionSpec | None) -> T:
     constraints = _CONSTRAINTS.get()
     if constraints is None:
         return y
-    spec = constraints.outputs(".".join(constraints.path)) if constraints.path else None
-    return constrained(y, asked if spec is None else spec)
+    path = ".".join(constraints.path)
+    spec = constraints.outputs(path) if path else None
+    if spec is not None:
+        constraints.require(path, y, spec)
+    where = asked if spec is None else spec
+    if where is None:
+        return y
+    placed: T = jax.tree.map(
+        lambda a: lax.with_sharding_constraint(a, where) if a.ndim >= len(where) else a, y
+    )
+    return placed
 
 
 def split(x: jax.Array, *roles: str) -> jax.Array:
@@ -114,13 +125,3 @@ def split(x: jax.Array, *roles: str) -> jax.Array:
     spec = (constraints.roles.get(role) for role in roles)
     split: jax.Array = lax.with_sharding_constraint(x, PartitionSpec(*spec))
     return split
-
-
-def constrained(tree: T, spec: PartitionSpec | None) -> T:
-    """Return arrays that lie by a spec, as far as they have its axes."""
-    if spec is None:
-        return tree
-    placed: T = jax.tree.map(
-        lambda a: lax.with_sharding_constraint(a, spec) if a.ndim >= len(spec) else a, tree
-    )
-    return placed

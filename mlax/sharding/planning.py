@@ -27,14 +27,14 @@ from mlax.constraints import Constraints
 from mlax.errors import message
 from mlax.initializers import DRAWS_AT_ONCE
 from mlax.layer import AxisName, Key, Layer, P, S
+from mlax.outline import Model, abstract_model, layers_by_path
 from mlax.sharding import table
 from mlax.sharding.leaves import leaves_of
 from mlax.sharding.rules import (
-    Rules, dead_rules, first_spec, missing_axes, read_pair, read_rules, resolve, wrong_outputs,
-    wrong_spec,
+    Rules, dead_rules, first_spec, missing_axes, read_pairs, read_rules, require_output, resolve,
+    wrong_outputs, wrong_spec,
 )
 from mlax.sharding.strategies import BATCH_AXES, names_in
-from mlax.outline import Model, abstract_model, layers_by_path
 from mlax.taps import setting
 from mlax.tree import path_of, paths
 
@@ -103,7 +103,7 @@ class Plan(Generic[P, S, X, Y]):
 
     @property
     def y(self) -> Any:
-        """The sharding of each array in y."""
+        """The sharding of each array in y; on automatic axes the compiler may split it further."""
         return _shardings(self.shapes.y)
 
     @property
@@ -152,20 +152,28 @@ class Plan(Generic[P, S, X, Y]):
                     apply = constraints.gathering(apply)
                 return apply(params, state, x, rng, inference_mode, batch_axis_name)
 
-        self._require_x(x)
+        self._require_fitting(params, x)
         is_staged = isinstance(jnp.asarray(0), Tracer)
         run: Any = functools.partial(self._run, planned)
         result: tuple[Y, S] = (run if is_staged else jax.jit(run))(params, state, x, rng)
         return result
 
-    def _require_x(self, x: Any) -> None:
-        """Require an x that can be split as planned; its batch may have another length."""
+    def _require_fitting(self, params: Any, x: Any) -> None:
+        """Require params as planned, and an x that can be split so, of whatever batch size."""
+        own = zip(paths(params), jax.tree.leaves(params), jax.tree.leaves(self.shapes.params))
+        for path, leaf, like in own:
+            if jnp.shape(leaf) != like.shape:
+                wanted, got = f"of shape {like.shape}, as planned", f"shape {jnp.shape(leaf)}"
+                raise ValueError(message("plan.apply", f"params.{path}", wanted, got))
         if jax.tree.structure(x) != jax.tree.structure(self.shapes.x):
             wanted, got = "structured as it was planned", f"{jax.tree.structure(x)}"
             way_out = "plan with an x like it"
             raise ValueError(message("plan.apply", "x", wanted, got, way_out))
         leaves = zip(paths({"x": x}), jax.tree.leaves(x), jax.tree.leaves(self.shapes.x))
         for path, leaf, planned in leaves:
+            if jnp.ndim(leaf) != planned.ndim:
+                wanted, got = f"with {planned.ndim} axes, as planned", f"shape {jnp.shape(leaf)}"
+                raise ValueError(message("plan.apply", path, wanted, got, "plan with an x like it"))
             spec, sizes = planned.sharding.spec, self.mesh.shape
             for finding in wrong_spec(path, jnp.shape(leaf), spec, sizes):
                 raise ValueError(f"plan.apply: {finding}; pad it, or plan with another x_spec")
@@ -181,6 +189,8 @@ class Plan(Generic[P, S, X, Y]):
             y, after = planned(params, state, x, rng)
             if self.inside.outputs("") is None:
                 y_specs = jax.tree.map(_with_free_axes, y_specs, y)
+            if jax.tree.structure(after) == jax.tree.structure(self.shapes.state):  # not in a tap
+                after = jax.tree.map(lax.with_sharding_constraint, after, state_specs)
             return jax.tree.map(lax.with_sharding_constraint, y, y_specs), after
 
     def shardings_of(self, tree: Any) -> Any:
@@ -204,8 +214,8 @@ def plan(
 ) -> Plan[P, S, X, Y]:
     """Return where the arrays of a model lie on a mesh, by rules that are checked.
 
-    A rule is a pattern of the paths of params, as in `mlax.mask`, and a PartitionSpec; the first
-    that matches counts. A strategy is a rule for all that is left, which knows our layers:
+    A rule is a pattern of the paths of params, where * matches any text, and a PartitionSpec; the
+    first that matches counts. A strategy is a rule for all that is left, which knows our layers:
 
         "data"          params are whole on every device, and the batch is split
         "fsdp"          params are stored in parts over "data", and gathered where they are used
@@ -262,8 +272,11 @@ def plan(
     read_layer("plan", "layer", layer)
     if not isinstance(mesh, Mesh | AbstractMesh):
         raise TypeError(message("plan", "mesh", "a Mesh or an AbstractMesh", described(mesh)))
+    if len(set(mesh.axis_types)) > 1:
+        wanted = "one with axes that are all explicit, or all automatic"
+        raise ValueError(message("plan", "mesh", wanted, f"{mesh.axis_types}"))
     read, sizes = read_rules("plan", rules), mesh.shape
-    of_outputs = [read_pair("plan", "outputs", rule) for rule in outputs]
+    of_outputs = read_pairs("plan", "outputs", outputs)
     model = abstract_model("plan", layer, x)
     findings = list(missing_axes(read, sizes))
 
@@ -274,11 +287,12 @@ def plan(
     batch = PartitionSpec(*next(filter(None, x_specs), ())[:1])
     if gathered is None:
         gathered = [name for spec in x_specs for name in names_in(spec) if name != "expert"]
-    elif not set(gathered) <= set(sizes):
-        wanted = f"axes of the mesh, {', '.join(map(repr, sizes))}"
+    elif isinstance(gathered, str) or not set(gathered) <= set(sizes):
+        wanted = f"a tuple of axes of the mesh, {', '.join(map(repr, sizes))}"
         raise ValueError(message("plan", "gathered", wanted, repr(gathered)))
     if optimizer is not None and not callable(getattr(optimizer, "init", None)):
-        raise TypeError(message("plan", "optimizer", "one with a function init", described(optimizer)))
+        wanted = "one with a function init"
+        raise TypeError(message("plan", "optimizer", wanted, described(optimizer)))
 
     params, variables = leaves_of(model)
     specs_of_params, specs_of_variables = (
@@ -290,8 +304,10 @@ def plan(
     y_specs = []
     for leaf in jax.tree.leaves(model.output):
         is_batched = leaf.shape[:1] == jax.tree.leaves(model.x)[0].shape[:1] != ()
-        y_specs.append(first_spec(of_outputs, "") or (batch if is_batched else PartitionSpec()))
-        findings += wrong_spec("y", leaf.shape, y_specs[-1], sizes)
+        asked = first_spec(of_outputs, "")
+        if asked is not None:
+            findings += wrong_spec("y", leaf.shape, asked, sizes)
+        y_specs.append(asked or (batch if asked is None and is_batched else PartitionSpec()))
     if findings:
         text = "".join(f"\n  {finding}" for finding in findings)
         raise ValueError(f"plan: the rules do not fit the model and the mesh:{text}")
@@ -318,7 +334,8 @@ def plan(
             moved.setdefault(leaf.owner.path, {})[".".join(leaf.name)] = specs.used
     roles = {"experts": ("expert",), "tokens": tuple(n for n in gathered if n != "expert")}
     roles = {role: names for role, names in roles.items() if names and {*names} <= {*sizes}}
-    inside = Constraints(moved, functools.partial(first_spec, (*of_outputs,)), roles)
+    require = functools.partial(require_output, sizes)
+    inside = Constraints(moved, functools.partial(first_spec, (*of_outputs,)), require, roles)
     return Plan(layer, mesh, shapes, model, used, inside)
 
 
@@ -329,8 +346,8 @@ def _specs_like(x: Any, specs: Any) -> list[PartitionSpec]:
     found = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
     is_spec = all(isinstance(spec, PartitionSpec) for spec in found)
     if not is_spec or len(found) != len(jax.tree.leaves(x)):
-        wanted = "a PartitionSpec, or a tree of them like x"
-        raise TypeError(message("plan", "x_spec", wanted, repr(specs)))
+        wanted, way_out = "a PartitionSpec, or a tree of them like x", "P() keeps an array whole"
+        raise TypeError(message("plan", "x_spec", wanted, repr(specs), way_out))
     return found
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import jax
 from jax.sharding import PartitionSpec
 
 from mlax.arguments import described, is_sequence
@@ -29,25 +30,48 @@ REST_IS_WHOLE = ("*", PartitionSpec())
 
 def read_rules(owner: str, rules: Any) -> list[Rule]:
     """Require rules."""
+    if isinstance(rules, str):
+        rules = (rules,)
     read: list[Rule] = []
-    for rule in (rules,) if isinstance(rules, str) or not is_sequence(rules) else rules:
+    for rule in _listed(owner, "rules", rules, ' or a strategy such as "fsdp"'):
         if isinstance(rule, str):
-            parts = frozenset(rule.split("+"))
+            parts = frozenset(part.strip() for part in rule.split("+"))
             if not parts <= set(AXES):
                 wanted = f"some of {', '.join(map(repr, AXES))}, joined by +"
                 raise ValueError(message(owner, "a strategy", wanted, repr(rule)))
             read.append(parts)
         else:
-            read.append(read_pair(owner, "rules", rule, ' or a strategy such as "fsdp"'))
+            read.append(_read_pair(owner, "rules", rule, ' or a strategy such as "fsdp"'))
     return read
 
 
-def read_pair(owner: str, name: str, rule: Any, more: str = "") -> tuple[str, PartitionSpec]:
+_PAIRS = "a list of pairs (pattern of paths, PartitionSpec)"
+
+
+def _listed(owner: str, name: str, rules: Any, more: str = "") -> Sequence[Any]:
+    """Require a list, which a single pair is not."""
+    is_pair = isinstance(rules, tuple) and any(isinstance(r, PartitionSpec) for r in rules)
+    if not is_sequence(rules) or isinstance(rules, str) or is_pair:
+        got = f"the pair {rules!r}" if is_pair else described(rules)
+        raise TypeError(message(owner, name, f"{_PAIRS}{more}", got))
+    listed: Sequence[Any] = rules
+    return listed
+
+
+def read_pairs(owner: str, name: str, rules: Any) -> list[tuple[str, PartitionSpec]]:
+    """Require rules without strategies."""
+    return [_read_pair(owner, name, rule) for rule in _listed(owner, name, rules)]
+
+
+def _read_pair(owner: str, name: str, rule: Any, more: str = "") -> tuple[str, PartitionSpec]:
     """Require a pattern and a spec."""
     is_pair = isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str)
     if not is_pair or not isinstance(rule[1], PartitionSpec):
-        wanted = f"a list of pairs (pattern of paths, PartitionSpec){more}"
-        raise TypeError(message(owner, name, wanted, repr(rule) if is_pair else described(rule)))
+        got = repr(rule) if isinstance(rule, tuple) else described(rule)
+        raise TypeError(message(owner, name, f"{_PAIRS}{more}", got))
+    if getattr(rule[1], "unreduced", None) or getattr(rule[1], "reduced", None):
+        wanted = "a PartitionSpec of axes alone, as arrays lie between layers"
+        raise ValueError(message(owner, f"the rule for {rule[0]!r}", wanted, repr(rule[1])))
     return rule[0], rule[1]
 
 
@@ -155,14 +179,27 @@ def wrong_outputs(
     rules: Sequence[tuple[str, PartitionSpec]], layers: Sequence[str], sizes: Mapping[Any, int]
 ) -> Iterator[str]:
     """Yield what is wrong with rules for the outputs of layers."""
+    left = list(layers)
     for pattern, spec in rules:
         if not fnmatch.filter(layers, pattern):
             close = difflib.get_close_matches(pattern, layers, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             yield f"expected {pattern!r} of outputs to match the path of a layer, got none{hint}"
+        elif not fnmatch.filter(left, pattern):
+            yield f"expected {pattern!r} of outputs to come before rules that match all it does"
+        left = [path for path in left if not fnmatch.fnmatchcase(path, pattern)]
         yield from wrong_names(f"the output of {pattern!r}", spec, sizes)
 
 
 def first_spec(rules: Sequence[tuple[str, PartitionSpec]], path: str) -> PartitionSpec | None:
     """Return the spec of the first pattern that matches a path."""
     return next((spec for pattern, spec in rules if fnmatch.fnmatchcase(path, pattern)), None)
+
+
+def require_output(sizes: Mapping[Any, int], path: str, y: Any, spec: PartitionSpec) -> None:
+    """Require an output that can lie by a spec; arrays in it with fewer axes are left alone."""
+    leaves = jax.tree.leaves(y)
+    fitting = [leaf for leaf in leaves if leaf.ndim >= len(spec)]
+    for leaf in fitting or leaves:
+        for finding in wrong_spec(f"the output of {path}", leaf.shape, spec, sizes):
+            raise ValueError(f"plan: {finding}")

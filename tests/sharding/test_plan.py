@@ -68,7 +68,6 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         "as down.kernel, follow rule 1; put it before that",
         "expected rule 3, 'up.bais', to match a path, got none; did you mean 'up.bias'?",
         "expected rule 4, 'up', to match a path, got none; did you mean 'up.*'?",
-        "expected axis 0 of y to be a multiple of 'data' of the mesh, 4, got shape (6, 6)",
     ]
 
 
@@ -81,6 +80,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         ("data", {"outputs": [("dwon", P())]}, "'dwon' of outputs to match the path of a layer"),
         ("data", {"outputs": [("up", P("a"))]}, "the output of 'up' to be split over axes of the"),
         ("data", {"outputs": [("", P(None, "data"))]}, "axis 1 of y to be a multiple of 'data'"),
+        ("data", {"outputs": [("*", P()), ("up", P("data"))]}, "'up' of outputs to come before"),
         ("data", {"x_spec": P("data", "modle")}, "expected x to be split over axes of the mesh"),
     ],
 )
@@ -98,8 +98,16 @@ def test_each_finding_says_what_and_where(rules: Any, options: Any, text: str) -
         ("data", 3, {}, TypeError, "mesh to be a Mesh or an AbstractMesh, got 3"),
         ("data", ABSTRACT, {"x_spec": [P(), P()]}, TypeError, "x_spec to be a PartitionSpec, or"),
         ("data", ABSTRACT, {"outputs": [P()]}, TypeError, "outputs to be a list of pairs"),
-        ("data", ABSTRACT, {"outputs": "up"}, TypeError, "outputs to be a list of pairs"),
-        ("data", ABSTRACT, {"gathered": ("dta",)}, ValueError, "gathered to be axes of the mesh"),
+        ("data", ABSTRACT, {"outputs": "up"}, TypeError, "outputs to be a list of pairs .*got 'up'"),
+        (("*", P()), ABSTRACT, {}, TypeError, r"got the pair \('\*', P"),
+        ("data", ABSTRACT, {"gathered": ("dta",)}, ValueError, "a tuple of axes of the mesh, 'dat"),
+        ("data", ABSTRACT, {"gathered": "data"}, ValueError, "a tuple of axes of the mesh"),
+        ([("*", P(unreduced={"data"}))], ABSTRACT, {}, ValueError, "the rule for '.' to be a Part"),
+        (
+            "data",
+            AbstractMesh((4, 2), ("data", "model"), (AxisType.Auto, AxisType.Explicit)),
+            {}, ValueError, "all explicit, or all automatic",
+        ),
         ("data", ABSTRACT, {"optimizer": 3}, TypeError, "optimizer to be one with a function init"),
     ],
 )
@@ -158,7 +166,8 @@ def test_the_weights_of_lora_lie_as_the_params_in_their_place() -> None:
     tuned = mlax.lora(MLP, "*.kernel", rank=2)
     plan = mlax.sharding.plan(tuned, X, "tensor", ABSTRACT)
     base = plan.state.variables.base
-    assert (base["up"].kernel.spec, base["down"].kernel.spec) == (P(None, "model"), P("model", None))
+    specs = base["up"].kernel.spec, base["down"].kernel.spec
+    assert specs == (P(None, "model"), P("model", None))
 
 
 # Shardings.
@@ -269,6 +278,65 @@ def test_errors_have_the_path_of_the_layer() -> None:
     assert any("series > up > dense" in note for note in caught.value.__notes__)
 
 
+@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
+def test_what_comes_back_lies_as_planned(types: AxisType) -> None:
+    layer = mlax.repeat(mlax.batched(mlax.series(mlax.dense(4), mlax.batch_norm())), 2)
+    options: Any = {"outputs": [("", P())]}
+    mesh = mesh_of(("data", "model"), types)
+    plan = mlax.sharding.plan(layer, X, "fsdp+tensor", mesh, **options)
+    params, state = plan.init(KEY)
+    step = jax.jit(plan.apply, in_shardings=(plan.params, plan.state, plan.x))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.ones(X.shape), plan.x)
+        y, state = step(params, state, x)
+        y, state = step(params, state, x)
+    assert y.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(
+    ("params_of", "x", "text"),
+    [
+        (mlax.series(up=mlax.dense(16), act=mlax.f(jnp.tanh), down=mlax.dense(4)), jnp.ones((8, 4)),
+         r"params.down.kernel to be of shape \(16, 6\), as planned, got shape \(16, 4\)"),
+        (MLP, jnp.ones((8, 2, 4)), r"x to be with 2 axes, as planned, got shape \(8, 2, 4\)"),
+        (MLP, jnp.ones((6, 4)), "axis 0 of x to be a multiple of 'data' of the mesh, 4, .* pad it"),
+        (MLP, (jnp.ones((8, 4)),), "x to be structured as it was planned"),
+    ],
+)
+def test_what_does_not_fit_the_plan(params_of: Any, x: Any, text: str) -> None:
+    plan = mlax.sharding.plan(MLP, X, "fsdp", mesh_of(("data", "model"), AxisType.Auto))
+    params, state = params_of.init(KEY, X)
+    with pytest.raises(ValueError, match=text):
+        jax.eval_shape(plan.apply, params, state, x)
+
+
+def test_outputs_that_cannot_lie_so() -> None:
+    mesh = mesh_of(("data", "model"), AxisType.Auto)
+    for spec, text in (
+        (P("data", None, "model"), r"the output of up to have the 3 axes of .*, got shape \(8, 16\)"),
+        (P(("data", "model")), None), (P(None, ("data", "model")), None),
+    ):
+        plan = mlax.sharding.plan(MLP, X, "fsdp", mesh, outputs=[("up", spec)])
+        args = *jax.eval_shape(MLP.init, KEY, X), X
+        if text is None:
+            jax.eval_shape(plan.apply, *args)
+        else:
+            with pytest.raises(ValueError, match=text):
+                jax.eval_shape(plan.apply, *args)
+
+
+def test_a_key_in_x() -> None:
+    def wiring(sub: Any, x: Any) -> Any:
+        return sub.a(x["x"]) + jax.random.uniform(x["key"], (8,))
+
+    layer = mlax.block(a=mlax.dense(8))(wiring)
+    x = {"x": jnp.ones((16, 4)), "key": jax.random.key(3)}
+    plan = mlax.sharding.plan(layer, x, "fsdp", mesh_of(("data", "model"), AxisType.Auto))
+    params, state = plan.init(KEY)
+    y, _ = plan.apply(params, state, x)
+    np.testing.assert_allclose(y, layer.apply(*layer.init(KEY, x), x)[0], atol=1e-6)
+
+
 # The table.
 
 
@@ -280,7 +348,8 @@ def test_the_table() -> None:
     )
     lines = str(plan).split("\n")
     assert max(map(len, lines)) <= 80
-    assert lines[2].split() == ["body.attention.query.kernel", "f32[4,32,32]", "-,", "data,", "model", "2.05K"]
+    first = "body.attention.query.kernel f32[4,32,32] -, data, model 2.05K"
+    assert lines[2].split() == first.split()
     assert "on each of 8 devices (data 4, model 2)" in lines
     ideal = mlax.nbytes(plan.shapes.params) / 8
     assert ideal <= mlax.sharding.table.bytes_by_part(plan)["params"] < 1.1 * ideal

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from mlax import mesh
 from mlax.arguments import described, read_size, require_integers, require_key
 from mlax.errors import expected, message
 from mlax.layer import Apply, Key, Layer, P, S
@@ -278,6 +279,7 @@ def _generate(
             token = jnp.where(is_greedy, jnp.argmax(logits, -1), drawn)
             are_numbers &= divisor >= 0
         token = jnp.where(are_numbers, token.astype(prompt.dtype), -1)
+        ended, before, token = mesh.placed_together(ended, before, token)
         token = jnp.where(ended, before, token)
         for stop in stops:
             ended |= token == stop

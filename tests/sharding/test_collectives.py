@@ -83,8 +83,11 @@ def test_experts_are_split_and_so_is_their_work() -> None:
     assert found["all-gather"] <= 8 and found["all-reduce"] <= 3
 
 
-def test_gathered_params_are_not_kept_for_the_backward_pass() -> None:
-    layer, mesh = mlax.repeat(mlax.mlp(64), 3), jax.make_mesh((8,), ("data",))
-    plans = [mlax.sharding.plan(layer, X, strategy, mesh) for strategy in ("data", "fsdp")]
-    whole, gathered = map(activation_bytes, plans)
-    assert gathered < whole + mlax.nbytes(plans[0].shapes.params) / 8 / 4
+@pytest.mark.parametrize("remat", [False, True])
+def test_gathered_params_are_not_kept_for_the_backward_pass(remat: bool) -> None:
+    layer = mlax.repeat(mlax.mlp(64), 5, remat=remat)
+    compiled, plan = compiled_step(layer, "fsdp", DATA)
+    whole = {"f32[5,16,64]", "f32[5,64,16]"}
+    assert not whole.intersection(re.findall(r"f32\[[\d,]+\]", compiled.as_text()))
+    inputs, hidden = 5 * 8 * 16 * 4, 5 * 8 * 64 * 4
+    assert inputs <= activation_bytes(plan) < inputs + (1 if remat else 10) * hidden

@@ -257,16 +257,20 @@ def test_apply_runs_eagerly_and_in_inference() -> None:
         assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
-def test_a_model_generates_by_a_plan() -> None:
+@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
+def test_a_model_generates_by_a_plan(types: AxisType) -> None:
     config = models.LlamaConfig(16, 8, 1, num_heads=2, num_kv_heads=2, hidden_features=16)
     tokens = np.arange(16, dtype=np.int32).reshape(8, 2)
     layer = models.llama(config, cache_length=8)
     params, state = layer.init(KEY, tokens)
     prompt = jnp.asarray(tokens)
     expected = mlax.generate(layer.apply, params, state, prompt, 4, temperature=0.0)
-    plan = mlax.sharding.plan(layer, tokens, "tensor", mesh_of(("data", "model"), AxisType.Auto))
+    mesh = mesh_of(("data", "model"), types)
+    plan = mlax.sharding.plan(layer, tokens, "tensor", mesh)
     params, state = jax.device_put((params, state), (plan.params, plan.state))
-    found = mlax.generate(plan.apply, params, state, prompt, 4, temperature=0.0)
+    with jax.set_mesh(mesh):
+        prompt = jax.device_put(prompt, plan.x)
+        found = mlax.generate(plan.apply, params, state, prompt, 4, temperature=0.0)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
 
 

@@ -88,6 +88,11 @@ def export(
     (7, 4)
     """
     read_layer("export", "layer", layer)
+    around = jax.sharding.get_abstract_mesh()
+    if around.size > 1:
+        wanted, got = "no mesh to be set, as the program is for one device", f"{around.shape}"
+        way_out = "call it outside of jax.set_mesh, with params of jax.device_get"
+        raise ValueError(expected("export", wanted, got, way_out))
     _require_platforms(platforms)
     if weights not in ("inside", "beside"):
         raise ValueError(message("export", "weights", '"inside" or "beside"', repr(weights)))

@@ -157,6 +157,11 @@ def _reshard(x: Any, mesh: Any, spec: tuple[Any, ...]) -> jax.Array:
     return moved
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """Return an array that lies whole on each device of its explicit mesh."""
+    return _reshard(x, _mesh_of(x), ()) if any(spec_of(x)) else x
+
+
 def on_mesh_of(x: Any, tree: Any) -> Any:
     """Return arrays on the explicit mesh of x, whole on each device if they lay on none.
 

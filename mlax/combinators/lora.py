@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from mlax import mesh
 from mlax.arguments import ANOTHER_MODEL, AnyLayer, Pattern, Positive, Size, described
 from mlax.combinators import Call, Child, Made, init_only_child, transform
 from mlax.combinators.child import variables_of
@@ -88,7 +89,9 @@ class LoraConfig(NamedTuple):
         selected = require_selected("lora", base, self.where)
 
         def added(path: str, leaf: jax.Array, is_adapted: bool, adapter: Adapter | None) -> Any:
-            if isinstance(adapter, Adapter) is not is_adapted or None in (adapter or ()):
+            if isinstance(adapter, Adapter) is not is_adapted or (
+                adapter is not None and any(factor is None for factor in adapter)
+            ):
                 wanted, got = "an Adapter" if is_adapted else "None", described(adapter)
                 raise TypeError(message("lora", f"params.{path}", wanted, got, ANOTHER_MODEL))
             if adapter is None:
@@ -100,7 +103,7 @@ class LoraConfig(NamedTuple):
                     wanted, got = f"of shape {shape}", described(factor)
                     place = f"params.{path}.{name}"
                     raise ValueError(message("lora", place, wanted, got, ANOTHER_MODEL))
-            product = self.scale * jnp.matmul(adapter.a, adapter.b)
+            product = self.scale * jnp.matmul(mesh.whole(adapter.a), mesh.whole(adapter.b))
             return leaf + kernel.of_matrix(product).astype(leaf.dtype)
 
         return layer, map_with_path(added, base, selected, params), inner

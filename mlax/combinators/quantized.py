@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from mlax import mesh
 from mlax.arguments import AnyLayer, Pattern, Rule, described, read_dtype
 from mlax.combinators import Call, Child, Made, init_only_child, transform
 from mlax.combinators.child import variables_of
@@ -59,7 +60,8 @@ class Quantized:
     @property
     def array(self) -> jax.Array:
         """values * scale, in the dtype of the array."""
-        return (self.values.astype(self.scale.dtype) * self.scale).astype(self.dtype)
+        scale = mesh.whole(self.scale)
+        return (self.values.astype(scale.dtype) * scale).astype(self.dtype)
 
 
 jax.export.register_pytree_node_serialization(

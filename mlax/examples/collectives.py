@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import jax
 
 from mlax.mesh import names_of
-from mlax.sharding import Plan
 from mlax.outline import short
+from mlax.sharding import Plan
 from mlax.tree import paths
 
 

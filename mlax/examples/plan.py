@@ -26,8 +26,8 @@ import mlax
 from mlax import models
 from mlax.examples import collectives
 from mlax.examples.meshes import make_mesh
-from mlax.sharding.table import bytes_by_part
 from mlax.outline import short
+from mlax.sharding.table import bytes_by_part
 
 MODELS: dict[str, tuple[Callable[..., Any], Any]] = {
     "gpt2": (models.gpt2, models.GPT_2),
@@ -115,7 +115,7 @@ def _names(spec: Iterable[Any]) -> list[Any]:
 def report(plan: Plan) -> str:
     """Return the table of a plan, and what a device has beside an equal share."""
     kept = [plan.shapes.params, plan.shapes.params, plan.shapes.optimizer]
-    share, (flops, flops_share) = mlax.tree.nbytes(kept) / plan.mesh.size, flops_on_device(plan)
+    share, (flops, flops_share) = mlax.nbytes(kept) / plan.mesh.size, flops_on_device(plan)
     parts = bytes_by_part(plan)
     nbytes = parts["params"] + parts["gradients"] + parts["optimizer"]
     hint = "; devices repeat what cannot be split: --sequence or another --mesh mends that"
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         "--sequence", action="store_true", help='split positions over "model" between layers'
     )
     parser.add_argument("--length", type=int, default=1024, help="tokens of a sequence")
-    parser.add_argument("--batch", type=int, help="sequences in all; None is one a part")
+    parser.add_argument("--batch", type=int, help="sequences of a batch; by default one for each part of it")
     parser.add_argument("--dtype", default="bfloat16", help="dtype in which layers run")
     parser.add_argument("--no-remat", action="store_true", help="save activations of all layers")
     parser.add_argument(
@@ -153,7 +153,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="compile for simulated CPU devices")
     options = parser.parse_args(argv)
     sizes, axes = re.findall(r"\d+", options.mesh), options.axes.split(",")
-    if options.mesh != "x".join(sizes) or not 0 < len(sizes) <= len(axes):
+    is_mesh = options.mesh == "x".join(sizes) and 0 < len(sizes) <= len(axes) == len(set(axes))
+    if not is_mesh or "0" in sizes:
         parser.error(f"--mesh: expected lengths of axes {options.axes}, such as 64x128, got "
                      f"{options.mesh}; --axes names others")
 

@@ -22,7 +22,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from mlax import constraints
 from mlax.arguments import described, read_layer
-from mlax.combinators.child import has_only_child
+from mlax.combinators.child import has_only_child, shapes as shapes_of
 from mlax.constraints import Constraints
 from mlax.errors import message
 from mlax.initializers import DRAWS_AT_ONCE
@@ -46,8 +46,9 @@ class Optimizer(Protocol):
     """What a plan reads of an optimizer, as those of optax are."""
 
     @property
-    def init(self) -> Callable[[Any], Any]:
+    def init(self) -> Callable[..., Any]:
         """The function from params to the state of the optimizer."""
+        ...
 
 
 class Shapes(NamedTuple):
@@ -223,9 +224,11 @@ def plan(
         "expert"        the experts of `mlax.moe` are split over "expert"
         "fsdp+tensor"   several at once
 
-    What a strategy cannot divide, such as 6 heads over 4 devices, it leaves whole, as the printed
-    plan shows. Variables are whole, but for caches of attention and for the weights in `mlax.lora`
-    and `mlax.quantized`; a rule for "variables.*" says otherwise.
+    With each of them the copies in a `mlax.pipeline` are split over its stages. What a strategy
+    cannot divide, such as 6 heads over 4 devices, it leaves whole, as the printed plan shows; with
+    "fsdp" it is stored in parts over all axes of the strategy anyway. Variables are whole, but for
+    caches of attention and for the weights in `mlax.lora` and `mlax.quantized`; a rule for
+    "variables.*" says otherwise.
 
     Args:
         layer: any layer, with a batch axis: see `mlax.batched`.
@@ -275,9 +278,14 @@ def plan(
     if len(set(mesh.axis_types)) > 1:
         wanted = "one with axes that are all explicit, or all automatic"
         raise ValueError(message("plan", "mesh", wanted, f"{mesh.axis_types}"))
+    if min(mesh.axis_sizes, default=1) < 1 or len(set(mesh.axis_names)) < len(mesh.axis_names):
+        wanted, got = "axes with names of their own and at least one device", f"{mesh}"
+        raise ValueError(message("plan", "mesh", wanted, got))
     read, sizes = read_rules("plan", rules), mesh.shape
     of_outputs = read_pairs("plan", "outputs", outputs)
-    model = abstract_model("plan", layer, x)
+    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), shapes_of(x))
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # whatever mesh is set
+        model = abstract_model("plan", layer, x)
     findings = list(missing_axes(read, sizes))
 
     batch_axes = PartitionSpec(tuple(name for name in BATCH_AXES if name in sizes) or None)
@@ -299,6 +307,10 @@ def plan(
         resolve(read, leaves, batch, gathered, sizes, findings) for leaves in (params, variables)
     )
     findings += dead_rules(read, [leaf.path for leaf in (*params, *variables)])
+    if all(leaf.owner.expert_axis is None for leaf in params) and any(
+        isinstance(rule, frozenset) and "expert" in rule for rule in read
+    ):
+        findings.append("expected a mlax.moe for 'expert', got none in the model")
     layers = [".".join(path) for path, _ in layers_by_path(model.child)]
     findings += wrong_outputs(of_outputs, layers, sizes)
     y_specs = []

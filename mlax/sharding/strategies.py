@@ -98,7 +98,7 @@ def _length(
 
 
 def _spec(entries: Sequence[tuple[Any, ...]]) -> PartitionSpec:
-    return PartitionSpec(*((e if len(e) > 1 else e[0]) if e else None for e in entries))
+    return PartitionSpec(*((e[0] if len(e) == 1 else e or None) for e in entries))
 
 
 def _feature_axis(leaf: Leaf, size: int) -> int | None:

@@ -21,6 +21,7 @@ def under(theirs: str, ours: str, table: Table) -> Table:
         ours: what our paths get in front, "" for nothing.
         table: the table for the smaller model or layer.
 
+    >>> import mlax
     >>> from mlax.weights import torch_linear, under
     >>> table = under("", "encoder", mlax.models.BERT_HUGGINGFACE)
     >>> print(table[0])

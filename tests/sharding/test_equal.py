@@ -72,6 +72,41 @@ CASES: dict[str, Callable[[], Case]] = {
         normal(8, 6, 8), "expert+fsdp+tensor", ("data", "expert", "model"),
     ),
     "gpt2": lambda: Case(models.gpt2(models.Gpt2Config(16, 8, 16, 2, 4)), TOKENS),
+    "recurrences": lambda: Case(
+        mlax.batched(
+            mlax.series(
+                mlax.carried(mlax.recurrent(mlax.gru_cell(8))),
+                mlax.carried(mlax.bidirectional(mlax.rnn_cell(4), mlax.rnn_cell(4))),
+                mlax.f(lambda pair: jnp.concatenate(jax.tree.leaves(pair), -1)),
+                mlax.carried(mlax.lru(8)), mlax.carried(mlax.min_gru(8)),
+                mlax.carried(mlax.selective_ssm(4)),
+            )
+        ),
+        normal(8, 6, 4),
+    ),
+    "images": lambda: Case(
+        mlax.batched(
+            mlax.series(
+                mlax.separable_conv(8, filter_shape=3), mlax.group_norm(2), mlax.max_pool(2),
+                mlax.conv_transpose(8, filter_shape=2), mlax.instance_norm(),
+                mlax.scaler((0, 0, -1)), mlax.global_avg_pool(), mlax.rms_norm(),
+            )
+        ),
+        normal(8, 4, 4, 2),
+    ),
+    "branches": lambda: Case(
+        mlax.batched(
+            mlax.series(
+                mlax.position_embedding(8),
+                mlax.residual(mlax.attention(4)),
+                mlax.branch(mlax.dense(8), mlax.frozen(mlax.dense(8))), mlax.concatenate(-1),
+                mlax.residual(mlax.stochastic_depth(mlax.mlp(16), 0.5)),
+            )
+        ),
+        normal(8, 6, 8),
+    ),
+    "lora": lambda: Case(mlax.lora(BLOCK, "*.kernel", 2), normal(8, 6, 16)),
+    "quantized": lambda: Case(mlax.quantized(mlax.repeat(BLOCK, 2)), normal(8, 6, 16)),
     "pipeline": lambda: Case(
         mlax.series(mlax.dense(8), mlax.pipeline(mlax.mlp(16), 4, microbatches=2)), normal(8, 4),
         "fsdp", ("data", "stage"),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec as P
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
 
 import mlax
 from mlax import models
@@ -74,7 +74,6 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("rules", "options", "text"),
     [
-        ("expert", {}, "expected a mesh with an axis 'expert' for 'expert', got 'data', 'model'"),
         (["data", ("*", P("data"))], {}, "expected arrays to follow rule 1, '*', got none"),
         ([("*", P()), "fsdp"], {}, "expected arrays that rule 1, 'fsdp', is left for, got none"),
         ("data", {"outputs": [("dwon", P())]}, "'dwon' of outputs to match the path of a layer"),
@@ -116,6 +115,13 @@ def test_wrong_arguments_are_told(
 ) -> None:
     with pytest.raises(error, match=text):
         mlax.sharding.plan(MLP, X, rules, mesh, **options)
+
+
+def test_experts_need_an_axis_of_the_mesh_and_a_moe() -> None:
+    assert findings("expert") == [
+        "expected a mesh with an axis 'expert' for 'expert', got 'data', 'model'",
+        "expected a mlax.moe for 'expert', got none in the model",
+    ]
 
 
 # Strategies.
@@ -339,6 +345,38 @@ def test_a_key_in_x() -> None:
     params, state = plan.init(KEY)
     y, _ = plan.apply(params, state, x)
     np.testing.assert_allclose(y, layer.apply(*layer.init(KEY, x), x)[0], atol=1e-6)
+
+
+def test_what_was_tuned_by_a_plan_is_merged() -> None:
+    mesh = jax.make_mesh((8,), ("data",))
+    layer, x = mlax.series(mlax.dense(16), mlax.dense(8)), jnp.ones((8, 16))
+    tuned, small = mlax.lora(layer, "*.kernel", 2), mlax.quantized(layer)
+    for one, merge in ((tuned, mlax.merge_lora), (small, mlax.merge_quantized)):
+        params, state = mlax.sharding.plan(one, x, "fsdp", mesh).init(KEY)
+        if one is tuned:
+            params = jax.tree.map(lambda a: a + 1, params)
+        whole = jax.tree.map(np.asarray, (params, state))
+        found, expected = merge(params, state)[0], merge(*whole)[0]
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_plans_in_a_mesh_that_is_set_and_of_models_that_decode_print() -> None:
+    mesh = jax.make_mesh((8,), ("data",))
+    decoder = mlax.batched(mlax.attention(2, causal=True, cache_length=4), state_axis=0)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.ones((8, 4)), NamedSharding(mesh, P("data")))
+        assert "0.kernel.a" in str(mlax.sharding.plan(mlax.lora(
+            mlax.series(mlax.dense(8)), "*.kernel", 2), x, "fsdp", mesh))
+        text = str(mlax.sharding.plan(decoder, jnp.ones((8, 3, 8)), "fsdp", mesh))
+    assert "variables" in text and "activations" not in text
+
+
+@pytest.mark.parametrize("sizes", [(0, 2), (2, 2)])
+def test_meshes_that_are_none(sizes: tuple[int, int]) -> None:
+    names = ("data", "data") if 0 not in sizes else ("data", "model")
+    with pytest.raises(ValueError):
+        mlax.sharding.plan(MLP, X, "fsdp", AbstractMesh(sizes, names))
 
 
 # The table.

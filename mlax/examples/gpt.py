@@ -164,7 +164,7 @@ def program(
     axes, pairs = PARALLEL[parallel], 2 - devices % 2
     mesh = make_mesh((devices,) if len(axes) == 1 else (devices // pairs, pairs), axes)
     rng = jax.random.key(seed)
-    x = jax.ShapeDtypeStruct((BATCH_SIZE, CONTEXT), int)
+    x = jax.ShapeDtypeStruct((BATCH_SIZE, CONTEXT), jnp.int32)
     plan = mlax.sharding.plan(model, x, parallel, mesh, optimizer=optimizer)
     params, state = plan.init(rng)
     opt_state = jax.jit(optimizer.init, out_shardings=plan.optimizer)(params)

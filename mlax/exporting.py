@@ -25,7 +25,7 @@ from jax.extend.core import Jaxpr
 
 from mlax.arguments import described, is_sequence, read_layer
 from mlax.checkpoint import named
-from mlax.combinators.child import kind_of, shapes as shapes_of
+from mlax.combinators.child import form, kind_of, shapes as shapes_of
 from mlax.errors import expected, message
 from mlax.layer import Layer, P, S
 from mlax.pair import require_like
@@ -162,7 +162,7 @@ def _symbolic(x: Any, shapes: Any, constraints: Sequence[str]) -> Any:
     plain = _plain(x)
     if not _fits(shapes, plain):
         wanted = "a text, or a tree of them like x"
-        got, way_out = described(shapes), f"x is {jax.tree.map(_form, plain)}"
+        got, way_out = described(shapes), f"x is {jax.tree.map(form, plain)}"
         raise TypeError(message("export", "shapes", wanted, got, way_out))
     return _restored(x, specs(plain, shapes, constraints))
 
@@ -175,10 +175,6 @@ def _fits(shapes: Any, x: Any) -> bool:
     except ValueError:
         return False
     return all(leaf is None or isinstance(leaf, str) for leaf in leaves)
-
-
-def _form(leaf: Any) -> str:
-    return f"{leaf.dtype.name}{list(leaf.shape)}"
 
 
 def _unplaced(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -9,7 +9,7 @@ says where it lies: operations on arrays that lie differently are errors there.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -118,6 +118,11 @@ def _axes_with_one_key(batch_axis_name: AxisName) -> tuple[Hashable, ...]:
 
 
 # Where arrays lie.
+
+
+def names_in(spec: Iterable[Any]) -> list[Any]:
+    """Return the axes of the mesh in a PartitionSpec, or in a part of one."""
+    return [name for entry in spec if entry is not None for name in names_of(entry)]
 
 
 def spec_of(x: Any) -> tuple[Any, ...]:

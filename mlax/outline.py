@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import jax
 
 from mlax.arguments import AnyLayer, read_integer, read_layer
-from mlax.combinators.child import Child, abstract_child, children_of, one_tracing, shapes
+from mlax.combinators.child import (
+    Child, abstract_child, children_of, one_tracing, only_child_of, shapes,
+)
 from mlax.errors import message
 from mlax.tree import spelled_key
 
@@ -50,12 +52,10 @@ def layers_by_path(
 ) -> Iterator[tuple[tuple[str, ...], tuple[Child, ...]]]:
     """Yield all layers in a layer by path, each with the only layers inside."""
     chain: tuple[Child, ...] = (child,)
-    inner = children_of(child.config)
-    while len(inner) == 1 and inner[0].key is None:
-        chain += (inner[0],)
-        inner = children_of(inner[0].config)
+    while (inner := only_child_of(chain[-1].config)) is not None:
+        chain += (inner,)
     yield path, chain
-    for one in inner:
+    for one in children_of(chain[-1].config):
         assert one.key is not None  # only children have no key
         yield from layers_by_path(one, (*path, spelled_key(one.key)))
 

@@ -103,10 +103,13 @@ def children_of(config: Any) -> list[Child]:
     return [child for entry in entries for child in children_of(entry)]
 
 
-def has_only_child(config: Any) -> bool:
-    """Return whether a layer has one layer inside, without a key: it shares its path and params."""
+def only_child_of(config: Any) -> Child | None:
+    """Return the one layer inside of a layer whose path and params it shares, None if it has none.
+
+    Such a layer has no key.
+    """
     children = children_of(config)
-    return len(children) == 1 and children[0].key is None
+    return children[0] if len(children) == 1 and children[0].key is None else None
 
 
 def viewed(child: Child, params: Any, variables: Any) -> Any:
@@ -486,7 +489,7 @@ def apply_child(
             if isinstance(apply, BoundApply):  # a call less on the stack: models may be deep
                 state = apply.admitted(params, state, x, *call)
                 apply = apply.pair.unchecked_apply
-            if constraints.are_set() and not has_only_child(child.config):
+            if constraints.are_set() and only_child_of(child.config) is None:
                 apply = constraints.gathering(apply)
             result = taps.marked(apply(params, state, x, *call))
             y, state = _pair_of(kind, "apply", "(y, state)", result)
@@ -628,11 +631,12 @@ def require_equal_shapes(
     pairs = zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=False)
     same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
     if jax.tree.structure(wanted) != jax.tree.structure(got) or not same:
-        spelled = [jax.tree.map(_form, shape) for shape in (wanted, got)]
+        spelled = [jax.tree.map(form, shape) for shape in (wanted, got)]
         raise error(message(owner, what, spelled[0], spelled[1], way_out))
 
 
-def _form(shape: jax.ShapeDtypeStruct) -> str:
+def form(shape: Any) -> str:
+    """Return the dtype and the shape of an array, as in "float32[5, 2]"."""
     return f"{shape.dtype.name}{list(shape.shape)}"
 
 

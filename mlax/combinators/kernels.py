@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mlax.arguments import described
-from mlax.combinators.child import Child, children_of
+from mlax.combinators.child import Child, only_child_of
 from mlax.errors import expected, message
 from mlax.layer import State
 from mlax.layers.conv import ConvConfig, kernel_axes
@@ -105,13 +105,13 @@ def _within(child: Child, kind: type[Any]) -> Within | None:
     config: Any = child.config
     if isinstance(config, kind):
         return Within(config, 0, config.layer._replace(key=child.key))
-    inner = children_of(config)
-    found = _within(inner[0], kind) if len(inner) == 1 and inner[0].key is None else None
+    inner = only_child_of(config)
+    found = None if inner is None else _within(inner, kind)
     if found is None:
         return None
     fields = config._asdict().items()
     plain = child._replace(
-        config=config._replace(**{n: found.plain for n, v in fields if v is inner[0]}),
+        config=config._replace(**{n: found.plain for n, v in fields if v is inner}),
         params_type=found.plain.params_type, variables_type=found.plain.variables_type,
     )
     return Within(found.config, found.copies + isinstance(config, STACKED), plain)

@@ -187,17 +187,12 @@ def apply(
 def _spec_of_slots(experts: Any, x: jax.Array, capacity: int | None) -> PartitionSpec:
     """Return the mesh axes of the slots: those of the experts, and of the tokens if they fit."""
     of_experts = [mesh.spec_of(leaf)[0] for leaf in jax.tree.leaves(experts)[:1]]
-    taken = {name for entry in of_experts for name in _names(entry)}
-    rows = [name for entry in mesh.spec_of(x)[:-1] for name in _names(entry) if name not in taken]
+    taken = mesh.names_in(of_experts)
+    rows = [name for name in mesh.names_in(mesh.spec_of(x)[:-1]) if name not in taken]
     if capacity is None:
         return PartitionSpec(tuple(rows))
     shards = math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in rows)
     return PartitionSpec(*of_experts or [None], tuple(rows) if capacity % shards == 0 else None)
-
-
-def _names(entry: Any) -> tuple[Any, ...]:
-    """Return the mesh axes in an entry of a PartitionSpec."""
-    return () if entry is None else mesh.names_of(entry)
 
 
 class _Routes(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mlax.mesh import names_of
+from mlax.mesh import names_in
 from mlax.outline import short
 from mlax.sharding import Plan
 from mlax.tree import paths
@@ -69,7 +69,7 @@ def on_paper(
         remat: whether the backward pass runs each block again.
     """
     sizes, shapes = plan.mesh.shape, plan.shapes
-    batch = _names(shapes.x.sharding.spec)
+    batch = names_in(shapes.x.sharding.spec)
     tokens = math.prod(shapes.x.sharding.shard_shape(shapes.x.shape))
 
     def devices(names: Iterable[Any]) -> int:
@@ -78,7 +78,7 @@ def on_paper(
     def needed() -> Iterator[tuple[str, int, int, float]]:
         for path, leaf in zip(paths(shapes.params), jax.tree.leaves(shapes.params), strict=True):
             spec, copies = plan.used[path][0], num_layers if "body." in path else 1
-            stored, used = _names(leaf.sharding.spec), _names(spec)
+            stored, used = names_in(leaf.sharding.spec), names_in(spec)
             nbytes = leaf.size * itemsize / devices(used)
             parts = [name for name in stored if name not in used]
             yield "all-gather", devices(parts), 2 * copies, 2 * nbytes
@@ -86,7 +86,7 @@ def on_paper(
             yield "reduce-scatter", devices(scattered), copies, nbytes
             rest = devices(name for name in batch if name not in (*used, *scattered))
             yield "all-reduce", rest, copies, nbytes / devices(scattered)
-            rows = _names(tuple(spec)[-2:-1])
+            rows = names_in(tuple(spec)[-2:-1])
             times = copies * (3 if remat and "attention" in path else 2)
             sums = times * tokens * leaf.shape[-1] * itemsize
             yield "all-reduce", devices(name for name in rows if name not in batch), times, sums
@@ -133,11 +133,6 @@ def _added(found: Iterable[tuple[Kind, int, float]]) -> dict[Kind, Traffic]:
         received = _RECEIVED[kind.name](kind.devices) * nbytes
         totals[kind] = Traffic(before.arrays + arrays, before.nbytes + received)
     return dict(totals)
-
-
-def _names(spec: Iterable[Any]) -> list[Any]:
-    """Return the axes of the mesh in a PartitionSpec."""
-    return [name for entry in spec if entry is not None for name in names_of(entry)]
 
 
 def _nbytes(shapes: str, times: int) -> list[int]:

@@ -223,8 +223,12 @@ def main(argv: list[str] | None = None) -> None:
         description="Train a small GPT on the English of Python's manual.",
     )
     parser.add_argument("--model", choices=MODELS, default="gpt", help="the model to train")
-    parser.add_argument("--devices", type=int, default=1, help="how many to train on; of CPUs, as many are simulated")
-    parser.add_argument("--parallel", choices=PARALLEL, default="data", help="the strategy of mlax.sharding.plan")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="how many to train on; CPUs are simulated"
+    )
+    parser.add_argument(
+        "--parallel", choices=PARALLEL, default="data", help="strategy of mlax.sharding.plan"
+    )
     parser.add_argument("--steps", type=int, default=1000, help="training steps in all")
     parser.add_argument("--every", type=int, default=200, help="steps between samples")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")

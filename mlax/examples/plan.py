@@ -14,7 +14,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -26,6 +26,7 @@ import mlax
 from mlax import models
 from mlax.examples import collectives
 from mlax.examples.meshes import make_mesh
+from mlax.mesh import names_in
 from mlax.outline import short
 from mlax.sharding.table import bytes_by_part
 
@@ -101,15 +102,11 @@ def flops_on_device(plan: Plan) -> tuple[float, float]:
     parts: dict[str, int] = {}
     for spec, path in plan.used.values():
         positions = plan.inside.outputs(path.partition(".")[0]) or batch
-        names = {name for name in (*_names(spec), *_names(positions))}
+        names = {name for name in (*names_in(spec), *names_in(positions))}
         parts[path] = max(parts.get(path, 1), math.prod(sizes[name] for name in names))
     tied = total[""] - sum(total[path] for path in parts)  # the head that is the embedding
     found = sum(total[path] / parts[path] for path in parts) + tied / parts["embed"]
     return found, total[""] / plan.mesh.size
-
-
-def _names(spec: Iterable[Any]) -> list[Any]:
-    return [n for entry in spec if entry for n in (entry if isinstance(entry, tuple) else (entry,))]
 
 
 def report(plan: Plan) -> str:
@@ -143,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         "--sequence", action="store_true", help='split positions over "model" between layers'
     )
     parser.add_argument("--length", type=int, default=1024, help="tokens of a sequence")
-    parser.add_argument("--batch", type=int, help="sequences of a batch; by default one for each part of it")
+    parser.add_argument("--batch", type=int, help="sequences of a batch; default one a part")
     parser.add_argument("--dtype", default="bfloat16", help="dtype in which layers run")
     parser.add_argument("--no-remat", action="store_true", help="save activations of all layers")
     parser.add_argument(

@@ -22,11 +22,12 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from mlax import constraints
 from mlax.arguments import described, read_layer
-from mlax.combinators.child import has_only_child, shapes as shapes_of
+from mlax.combinators.child import only_child_of, shapes as shapes_of
 from mlax.constraints import Constraints
 from mlax.errors import message
 from mlax.initializers import DRAWS_AT_ONCE
 from mlax.layer import AxisName, Key, Layer, P, S
+from mlax.mesh import names_in
 from mlax.outline import Model, abstract_model, layers_by_path
 from mlax.sharding import table
 from mlax.sharding.leaves import leaves_of
@@ -34,7 +35,7 @@ from mlax.sharding.rules import (
     Rules, dead_rules, first_spec, missing_axes, read_pairs, read_rules, require_output, resolve,
     wrong_outputs, wrong_spec,
 )
-from mlax.sharding.strategies import BATCH_AXES, names_in
+from mlax.sharding.strategies import BATCH_AXES
 from mlax.taps import setting
 from mlax.tree import path_of, paths
 
@@ -149,7 +150,7 @@ class Plan(Generic[P, S, X, Y]):
             with constraints.constraining(self.inside):
                 x = jax.tree.map(lax.with_sharding_constraint, x, _specs(self.shapes.x))
                 apply: Callable[..., tuple[Y, S]] = self.layer.apply
-                if not has_only_child(self.model.child.config):
+                if only_child_of(self.model.child.config) is None:
                     apply = constraints.gathering(apply)
                 return apply(params, state, x, rng, inference_mode, batch_axis_name)
 
@@ -161,7 +162,8 @@ class Plan(Generic[P, S, X, Y]):
 
     def _require_fitting(self, params: Any, x: Any) -> None:
         """Require params as planned, and an x that can be split so, of whatever batch size."""
-        own = zip(paths(params), jax.tree.leaves(params), jax.tree.leaves(self.shapes.params))
+        planned_params = self.shapes.params  # sorted as leaves are, unlike params may be
+        own = zip(paths(planned_params), *map(jax.tree.leaves, (params, planned_params)))
         for path, leaf, like in own:
             if jnp.shape(leaf) != like.shape:
                 wanted, got = f"of shape {like.shape}, as planned", f"shape {jnp.shape(leaf)}"
@@ -170,7 +172,8 @@ class Plan(Generic[P, S, X, Y]):
             wanted, got = "structured as it was planned", f"{jax.tree.structure(x)}"
             way_out = "plan with an x like it"
             raise ValueError(message("plan.apply", "x", wanted, got, way_out))
-        leaves = zip(paths({"x": x}), jax.tree.leaves(x), jax.tree.leaves(self.shapes.x))
+        planned_x = {"x": self.shapes.x}
+        leaves = zip(paths(planned_x), *map(jax.tree.leaves, (x, planned_x)))
         for path, leaf, planned in leaves:
             if jnp.ndim(leaf) != planned.ndim:
                 wanted, got = f"with {planned.ndim} axes, as planned", f"shape {jnp.shape(leaf)}"

@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec
 
 from mlax.arguments import described, is_sequence
 from mlax.errors import message
+from mlax.mesh import names_in
 from mlax.sharding.leaves import Leaf
-from mlax.sharding.strategies import AXES, Specs, default_specs, names_in
+from mlax.sharding.strategies import AXES, Specs, default_specs
 
 Rules: TypeAlias = str | Sequence[str | tuple[str, PartitionSpec]]
 """A strategy, or a list of rules (pattern, spec), of which the last may be a strategy."""

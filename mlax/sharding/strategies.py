@@ -18,7 +18,7 @@ tensor; Lepikhin et al., "GShard", 2020, for expert.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax.sharding import PartitionSpec
@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec
 from mlax.layers.attention import AttentionConfig
 from mlax.layers.conv import ConvConfig, kernel_axes
 from mlax.layers.embed import EmbedConfig
-from mlax.mesh import names_of
+from mlax.mesh import names_in
 from mlax.owners import PRODUCTS
 from mlax.sharding.leaves import Leaf
 
@@ -146,8 +146,3 @@ def _split_cache(
         if len(leaf.shape) > leaf.owner.copies + axes:
             for name in names_in(batch[:1]):
                 _split(entries, leaf, leaf.owner.copies, name, sizes)
-
-
-def names_in(spec: Iterable[Any]) -> list[Any]:
-    """Return the axes of the mesh in a PartitionSpec, or in a part of one."""
-    return [name for entry in spec if entry is not None for name in names_of(entry)]

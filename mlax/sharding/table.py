@@ -10,8 +10,8 @@ from jax.extend.core import Jaxpr, Literal
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from mlax.costs import bodies_of
+from mlax.mesh import names_in
 from mlax.outline import cut, short, spelled
-from mlax.sharding.strategies import names_in
 from mlax.tree import nbytes, paths
 
 if TYPE_CHECKING:

@@ -167,7 +167,8 @@ class Plan(Generic[P, S, X, Y]):
         for path, leaf, like in own:
             if jnp.shape(leaf) != like.shape:
                 wanted, got = f"of shape {like.shape}, as planned", f"shape {jnp.shape(leaf)}"
-                raise ValueError(message("plan.apply", f"params.{path}", wanted, got))
+                way_out = "plan with the model that they are of"
+                raise ValueError(message("plan.apply", f"params.{path}", wanted, got, way_out))
         if jax.tree.structure(x) != jax.tree.structure(self.shapes.x):
             wanted, got = "structured as it was planned", f"{jax.tree.structure(x)}"
             way_out = "plan with an x like it"

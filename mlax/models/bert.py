@@ -60,21 +60,12 @@ BERT_BASE = BertConfig()
 
 @serializable
 class BertInputs(NamedTuple):
-    """The input of `bert`, where it is more than tokens.
-
-        tokens  (..., length), integers in [0, vocab_size)
-        types   (..., length), integers in [0, num_types): which sentence of a pair each token is
-                in; None means 0 for all
-        mask    (..., length), boolean, True for tokens and False for padding, which no token
-                attends to; None means that there is no padding
-
-    Tokenizers give a mask of integers: pass attention_mask.astype(bool).
-    """
+    """Tokens, their types (None is 0), and a mask: of tokenizers, attention_mask.astype(bool)."""
 
     tokens: Any
-    """(..., length), integers."""
+    """(..., length), integers in [0, vocab_size)."""
     types: Any = None
-    """(..., length), integers, the type of each token; None means 0."""
+    """(..., length), integers in [0, num_types), such as the sentence of each token."""
     mask: Any = None
     """(..., length), boolean, False for padding, which no token attends to."""
 
@@ -107,14 +98,10 @@ def bert(
 ) -> Layer[dict[str, Any], DictState, Any, BertOutputs]:
     """BERT without a head: features of each token, and of the sequence.
 
-    (..., length) -> `BertOutputs`, (..., length, features) and (..., features). The input is
-    tokens, or `mlax.models.BertInputs(tokens, types, mask)`.
+    (..., length) -> `BertOutputs`. The input is tokens, or `BertInputs(tokens, types, mask)`.
 
     Args:
         config: the sizes, such as `mlax.models.BERT_BASE`.
-
-    Raises:
-        TypeError: the mask is not boolean.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> config = mlax.models.BertConfig(50, features=8, num_layers=2, num_heads=2)
@@ -123,23 +110,18 @@ def bert(
     >>> mlax.models.bert(config).apply(params, state, tokens)[0].pooled.shape
     (1, 8)
     """
-    tokens = x.tokens if isinstance(x, BertInputs) else x
     normal, norm = jax.nn.initializers.normal(0.02), layer_norm(epsilon=config.epsilon)
     gelu, rate = functools.partial(jax.nn.gelu, approximate=False), config.dropout_rate
+    one = transformer_block(
+        attention(config.num_heads, dropout_rate=rate), mlp(config.hidden_features, gelu),
+        norm=norm, norm_first=False, dropout_rate=rate,
+    )
     return block(
         embed=embed(config.vocab_size, config.features, embed_initializer=normal),
         types=embed(config.num_types, config.features, embed_initializer=normal),
-        positions=position_embedding(config.max_length),
-        norm=norm,
-        dropout=dropout(rate, tuple(range(len(tokens.shape) + 1))) if rate else series(),
-        body=repeat(
-            transformer_block(
-                attention(config.num_heads, dropout_rate=rate), mlp(config.hidden_features, gelu),
-                norm=norm, norm_first=False, dropout_rate=rate,
-            ),
-            config.num_layers,
-        ),
-        pooler=dense(config.features),
+        positions=position_embedding(config.max_length), norm=norm,
+        dropout=dropout(rate, tuple(range(getattr(x, "tokens", x).ndim + 1))) if rate else series(),
+        body=repeat(one, config.num_layers), pooler=dense(config.features),
     )(wiring)
 
 

@@ -1,6 +1,7 @@
 """What models of `mlax.models` do, beyond the numbers of test_parity.py."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,6 +42,11 @@ def test_published_models_have_their_number_of_parameters(
 ) -> None:
     params, _ = jax.eval_shape(layer.init, KEY, x)
     assert mlax.count(params) == count
+
+
+def test_a_model_is_a_page() -> None:
+    for path in Path(models.__file__).parent.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 150, path.name
 
 
 def test_presets_have_the_numbers_of_transformers() -> None:

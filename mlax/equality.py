@@ -5,13 +5,20 @@
 - Functions are equal if they have the same code and globals and equal defaults and closures, so
   that a model with a lambda in it, built twice, is one model. Partials and bound methods are
   compared part by part, and so are dataclasses.
+
+What a function refers to may change after jax has traced it: a loop makes lambdas that differ only
+in what a variable held at the time. So it counts as it was when mlax first saw the function, which
+is before jax traces it: see `remember`.
 """
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import struct
 import types
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -79,13 +86,90 @@ def _parts(value: Any) -> Any:
             return None
         return [getattr(value, f.name) for f in dataclasses.fields(value) if f.compare]
     if isinstance(value, types.FunctionType):
-        try:
-            closure = [cell.cell_contents for cell in value.__closure__ or ()]
-        except ValueError:  # a cell that is still empty
-            return None
-        code = (value.__code__, id(value.__globals__), value.__qualname__)
-        return code, value.__defaults__, value.__kwdefaults__, closure, value.__dict__
+        remember(value)
+        return _SEEN.get(value)
+    if isinstance(value, _Noted):
+        return value.parts()
     return None
+
+
+_SEEN: weakref.WeakKeyDictionary[types.FunctionType, Any] = weakref.WeakKeyDictionary()
+"""The contents of functions when they were first seen."""
+
+
+def remember(value: Any) -> None:
+    """Note what functions in a static value refer to, unless it was noted before."""
+    if isinstance(value, types.FunctionType):
+        if value not in _SEEN:
+            with contextlib.suppress(ValueError):  # a cell that is still empty
+                _SEEN[value] = _contents(value, set())
+    elif isinstance(value, functools.partial):
+        remember((value.func, value.args, value.keywords))
+    elif isinstance(value, types.MethodType):
+        remember(value.__func__)
+    elif isinstance(value, tuple | list | dict):
+        for entry in value.values() if isinstance(value, dict) else value:
+            remember(entry)
+
+
+def _contents(function: types.FunctionType, seen: set[types.FunctionType]) -> Any:
+    """Return all that tells what a function computes: code, defaults, closure and globals."""
+    seen.add(function)
+    closure = [cell.cell_contents for cell in function.__closure__ or ()]
+    variables, used = function.__globals__, {}
+    if (function.__module__ or "").partition(".")[0] not in ("jax", "mlax"):
+        used = {name: variables[name] for name in _names(function.__code__) if name in variables}
+    parts = function.__defaults__, function.__kwdefaults__, closure, function.__dict__, used
+    code = (function.__code__, id(variables), function.__qualname__)
+    return code, *(_noted(part, variables, seen) for part in parts)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Yield the names in a code and in the functions that it makes."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _noted(value: Any, variables: dict[str, Any], seen: set[types.FunctionType]) -> Any:
+    """Return a value as it is now; functions with the same globals are followed."""
+    if isinstance(value, types.FunctionType) and value.__globals__ is variables:
+        return value.__code__ if value in seen else _contents(value, seen)
+    if type(value) in (tuple, list) and len(value) <= _MOST_ENTRIES:
+        return [type(value), *(_noted(entry, variables, seen) for entry in value)]
+    if type(value) is dict and len(value) <= _MOST_ENTRIES:
+        return {key: _noted(entry, variables, seen) for key, entry in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype, hashlib.sha256(value.tobytes()).digest()
+    return set(value) if type(value) is set else _Noted(value)
+
+
+class _Noted:
+    """An object and its public attributes that are numbers or strings, as they are now.
+
+    The object is not kept alive: it may hold the function that refers to it.
+    """
+
+    def __init__(self, value: Any) -> None:
+        try:
+            self._object: Any = weakref.ref(value)
+        except TypeError:  # numbers, strings, named tuples
+            self._object = lambda: value
+        has_attributes = not isinstance(value, type | types.ModuleType | jax.Array)
+        held = getattr(value, "__dict__", {}) if has_attributes else {}
+        constants = [(n, v) for n, v in tuple(held.items()) if isinstance(v, _CONSTANTS)]
+        self._attributes = {n: v for n, v in constants if not n.startswith("_")}
+
+    def parts(self) -> Any:
+        """Return what decides whether two are equal; nothing equals an object that is gone."""
+        value = self._object()
+        is_gone = value is None and isinstance(self._object, weakref.ref)
+        return object() if is_gone else value, self._attributes
+
+
+_CONSTANTS = int | float | complex | str | bytes
+_MOST_ENTRIES = 1000
 
 
 def hash_of(value: Any) -> int:
@@ -95,6 +179,7 @@ def hash_of(value: Any) -> int:
     if isinstance(value, types.MethodType):
         return hash_of(value.__func__)
     if isinstance(value, types.FunctionType):
+        remember(value)
         return hash(value.__code__)
     if isinstance(value, tuple | list) and type(value).__hash__ in (tuple.__hash__, None):
         return hash(tuple(map(hash_of, value)))

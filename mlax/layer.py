@@ -188,6 +188,7 @@ class Layer(_LayerFields[P, S, X_contra, Y_co]):
                     got = type(function).__name__
                     raise TypeError(expected("Layer", f"{name} to be a function", got))
             layer = tuple.__new__(cls, (init, apply))
+            equality.remember((init, apply))
             layer.needs_rng = _needs_rng(apply) if needs_rng is None else bool(needs_rng)
             return layer
 
@@ -239,6 +240,7 @@ class Static:
     def __init__(self, config: Hashable) -> None:
         self.config = config
         self.hash = None
+        equality.remember(config)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Static):

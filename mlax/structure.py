@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
 from mlax.arguments import described
-from mlax.equality import equal
+from mlax.equality import equal, remember
 from mlax.errors import expected
 
 
@@ -107,6 +107,7 @@ class Structure:
         self.is_mutable = is_mutable or has_tracers or not is_set_up
         self.attributes = without_dead_keys(copied(static)) if self.is_mutable else static
         self.contents = contents
+        remember(static)
 
     def __eq__(self, other: object) -> bool:
         if self is other or not isinstance(other, Structure):

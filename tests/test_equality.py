@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -236,3 +238,78 @@ def test_equal_values_of_these_kinds() -> None:
     for make in (lambda: Option(1.5), lambda: slice(1, 2), lambda: {2, "a"}, lambda: attributed(3)):
         assert equal(make(), make())
         assert hash_of(make()) == hash_of(make())
+
+
+BY = 1.0
+
+
+def by_global() -> Callable[[Any], Any]:
+    """Return a function that reads a global variable."""
+    return lambda x: BY * x
+
+
+def by_another() -> Callable[[Any], Any]:
+    """Return a function that calls one that reads a global variable."""
+    return lambda x: twice(x)
+
+
+def twice(x: float) -> float:
+    """Return x times two, and a global variable."""
+    return 2 * x * BY
+
+
+class Config:
+    """An object that can change."""
+
+    rate: object = 1.0
+
+
+def first_seen(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that mlax has seen."""
+    hash_of(function)
+    return function
+
+
+@pytest.mark.parametrize("make", [by_global, by_another])
+def test_a_function_reads_globals_as_they_were(
+    make: Callable[[], Callable[..., Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = first_seen(make())
+    assert equal(before, make())
+    monkeypatch.setattr(f"{__name__}.BY", 2.0)
+    assert not equal(before, first_seen(make())) and equal(before, before)
+    monkeypatch.setattr(f"{__name__}.BY", 1.0)
+    assert equal(before, make())
+
+
+def test_functions_of_a_loop_differ_by_the_variable_of_the_loop() -> None:
+    functions = [first_seen(lambda x: by * x) for by in (1.0, 2.0, 1.0)]
+    assert not equal(functions[0], functions[1]) and equal(functions[0], functions[2])
+
+
+def test_a_closure_counts_as_it_was() -> None:
+    config, entries, table = Config(), [1.0], np.ones(3)
+
+    def make() -> Callable[[Any], Any]:
+        return first_seen(lambda x: (config.rate, entries, table, x))
+
+    made = [make()]
+    assert equal(made[0], make())
+    config.rate = 2.0
+    made.append(make())
+    entries[0] = 2.0
+    made.append(make())
+    table[0] = 2.0
+    made.append(make())
+    assert not any(equal(a, b) for i, a in enumerate(made) for b in made[:i])
+    assert equal(made[-1], make())
+
+
+def test_what_a_function_refers_to_is_not_kept_alive() -> None:
+    config = Config()
+    function = first_seen(lambda: config)
+    config.rate = function  # a circle, as of a model that holds a function of itself
+    gone = weakref.ref(config)
+    del config, function
+    gc.collect()
+    assert gone() is None

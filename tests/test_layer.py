@@ -301,6 +301,20 @@ def test_a_zero_has_a_sign() -> None:
     assert jax.tree.structure(state) != jax.tree.structure(negative)
 
 
+def test_a_model_of_a_loop_has_the_numbers_of_its_turn() -> None:
+    static = jax.jit(lambda model: model.apply(*model.init(KEY, X), X)[0], static_argnums=0)
+    for factor in (1.0, 2.0, 3.0):
+        model = mlax.series(mlax.f(lambda x: x * factor))
+        np.testing.assert_array_equal(static(model), X * factor)
+        np.testing.assert_array_equal(jax.jit(model.apply)(*model.init(KEY, X), X)[0], X * factor)
+
+        def apply(params: Any, state: Any, x: Any, rng: Any = None, *_: Any) -> Any:
+            return x * factor, state
+
+        own = mlax.series(mlax.Layer(lambda rng, x: ((), ()), apply))
+        np.testing.assert_array_equal(static(own), X * factor)
+
+
 def test_a_model_that_is_built_twice_is_one_model() -> None:
     def build(scale: float) -> AnyLayer:
         def scaled(x: Any) -> Any:

@@ -112,6 +112,15 @@ CHANGES: list[tuple[str, Callable[[], Any], Any, str, Any, Callable[[Any], Any]]
 ]  # fmt: skip
 
 
+def test_a_function_of_a_loop_takes_effect() -> None:
+    call = jax.jit(lambda module: module(X, None)[0])
+    module = nn.F(lambda x: x)
+    for factor in (1.0, 2.0, 3.0):
+        np.testing.assert_array_equal(call(nn.F(lambda x: x * factor)), X * factor)
+        module.train_fn = lambda x: x * factor
+        np.testing.assert_array_equal(call(module), X * factor)
+
+
 @pytest.mark.parametrize(
     ("make", "x", "name", "value", "expected"),
     [case[1:] for case in CHANGES],

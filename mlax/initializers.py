@@ -1,11 +1,12 @@
 """Initializers: functions `(key, shape, dtype) -> array`, as `jax.nn.initializers` makes them.
 
 The defaults of mlax are functions at the top level of this module, so that whatever holds
-them can be pickled and compares equal. They give the bits of the initializers of jax for less
+them can be pickled and compares equal. They give the same bits as the initializers of jax in less
 time and memory: compiling the random generator, once for every shape, takes most of the time
 to initialise a model, and the generator needs several times the memory of what it draws. Here
-an array is drawn chunk by chunk. All it takes is a key that counts from the start of a chunk:
-element i of an array depends on the key and on i alone.
+an array is drawn chunk by chunk, and each chunk is put where it is kept, in a transposed kernel
+too. All it takes is a key that counts from the start of a chunk: element i of an array depends on
+the key and on i alone.
 """
 
 import functools
@@ -46,7 +47,7 @@ def lecun_normal(key: Key, shape: Sequence[int], dtype: DTypeLike = jnp.float32)
     Raises:
         ValueError: `shape` has fewer than two axes.
     """
-    return _scaled("lecun_normal", "truncated_normal", -1, key, tuple(shape), dtype)
+    return _scaled(lecun_normal, [key], tuple(shape), dtype)
 
 
 def embedding_normal(key: Key, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
@@ -58,8 +59,14 @@ def embedding_normal(key: Key, shape: Sequence[int], dtype: DTypeLike = jnp.floa
     Raises:
         ValueError: `shape` has fewer than two axes.
     """
-    return _scaled("embedding_normal", "normal", 0, key, tuple(shape), dtype)
+    return _scaled(embedding_normal, [key], tuple(shape), dtype)
 
+
+_DISTRIBUTIONS: dict[Initializer, tuple[str, Literal["normal", "truncated_normal"], int]] = {
+    lecun_normal: ("lecun_normal", "truncated_normal", -1),
+    embedding_normal: ("embedding_normal", "normal", 0),
+}
+"""The name of an initializer, what it scales, and the axis that counts the outputs."""
 
 _SHORTEST = 16384
 
@@ -68,47 +75,74 @@ DRAWS_AT_ONCE: ContextVar[bool] = ContextVar("draws_at_once", default=False)
 
 
 def _scaled(
-    owner: str, distribution: Literal["normal", "truncated_normal"], out_axis: int, key: Key,
-    shape: tuple[int, ...], dtype: DTypeLike,
+    initializer: Initializer, keys: Sequence[Key], shape: tuple[int, ...], dtype: DTypeLike,
+    axes: tuple[int, ...] | None = None,
 ) -> jax.Array:
-    """Draw from a distribution of variance 1 / fan_in, in chunks where that gives the same."""
+    """Draw with variance 1 / fan_in, in chunks where that gives the same; see `_arranged`."""
+    owner, distribution, out_axis = _DISTRIBUTIONS[initializer]
     if len(shape) < 2:
-        wanted, way_out = "of two or more axes", "pass an initializer without fans, such as zeros"
+        wanted, way_out = "of at least two axes", "pass an initializer without fans, such as zeros"
         raise ValueError(message(owner, "shape", wanted, shape, way_out))
     if 0 in shape:
-        return jnp.zeros(shape, dtype)
+        return _arranged([jnp.zeros(shape, dtype)] * len(keys), axes)
     scaled = functools.partial(
         jax.nn.initializers.variance_scaling, mode="fan_in", distribution=distribution
     )
     is_staged = isinstance(jnp.asarray(0), Tracer)  # as under jax.jit, unlike jax.vmap
-    if not _has_chunks(key, shape, dtype, is_staged):
-        return scaled(1.0, out_axis=out_axis)(key, shape, dtype)
+    if not _has_chunks(keys[0], shape, dtype, is_staged):
+        return _arranged([scaled(1.0, out_axis=out_axis)(key, shape, dtype) for key in keys], axes)
     size = math.prod(shape)
     fan_in = shape[-2] * (size / (shape[-2] * shape[out_axis]))
     draw = scaled(1 / fan_in)  # for chunks of shape (1, length), whose own fan_in is 1
     length = 1024 * -(-size // 2**16) if is_staged else _SHORTEST
     while not is_staged and 512 * length <= size:
         length *= 16
-    starts = np.minimum(np.arange(0, size, length), max(size - length, 0)).astype(np.uint32)
-    words = jax.random.key_data(key)
+    block, starts = _blocks(shape, length)
+    counts = np.ravel_multi_index(tuple(starts.T), shape).astype(np.uint32)
 
-    def chunk(start: ArrayLike) -> jax.Array:
-        return draw(_counting_from(start, words), (1, length), dtype)
+    def step(carry: tuple[jax.Array | None, jax.Array], at: Any) -> Any:
+        (array, words), (count, place) = carry, at
+        chunk = draw(_counting_from(count, words), (1, length), dtype)
+        return (_put(array, chunk, place, (len(keys), *shape), block, axes), words), None
 
-    def step(array: jax.Array, start: ArrayLike) -> tuple[jax.Array, None]:
-        return _overwritten(array, chunk(start), start), None
-
-    array: jax.Array = _fitted(chunk(starts[0]), shape)
-    if is_staged:
-        array, _ = lax.scan(step, array.reshape(-1), jnp.asarray(starts[1:]))
-        return array.reshape(shape)
-    for start in starts[1:]:
-        array = jax.block_until_ready(step(array, start)[0])  # or the chunks would pile up
+    array: jax.Array | None = None
+    for i, words in enumerate(map(jax.random.key_data, keys)):
+        places = np.insert(starts, 0, i, axis=1).astype(np.uint32)
+        if array is None:
+            (array, _), _ = step((None, words), (counts[0], places[0]))
+        if is_staged:
+            (array, _), _ = lax.scan(step, (array, words), (counts, places))
+        for at in zip(counts, places, strict=True) if not is_staged else ():
+            (array, _), _ = jax.block_until_ready(step((array, words), at))  # or they would pile up
+    assert array is not None  # there is a key
     return array
 
 
+def _arranged(draws: list[jax.Array], axes: tuple[int, ...] | None) -> jax.Array:
+    """Return draws as they are kept: one transposed to `axes`, or several along the last axis."""
+    return draws[0].transpose(axes) if axes else jnp.concatenate(draws, -1)
+
+
+def _blocks(shape: tuple[int, ...], length: int) -> tuple[tuple[int, ...], np.ndarray[Any, Any]]:
+    """Return the shape of contiguous blocks that cover an array, and the index where each starts.
+
+    A block has at most `length` elements.
+    """
+    rest = math.prod(shape)
+    for axis, n in enumerate(shape):
+        rest //= n
+        if rest <= length:
+            break
+    rows = min(n, length // rest)
+    starts = [
+        (*before, min(row, n - rows), *[0] * (len(shape) - axis - 1))
+        for before in np.ndindex(shape[:axis]) for row in range(0, n, rows)
+    ]
+    return (*[1] * axis, rows, *shape[axis + 1:]), np.array(starts)
+
+
 def _has_chunks(key: Key, shape: tuple[int, ...], dtype: DTypeLike, is_staged: bool) -> bool:
-    """Return whether chunks are of use, and have the bits that jax gives to the whole array."""
+    """Return whether drawing in chunks helps, and gives the bits that jax gives."""
     if jax.random.key_impl(key) != "threefry2x32" or not jax.threefry_partitionable.value:
         return False
     if any(map(jax.export.is_symbolic_dim, shape)) or not jnp.issubdtype(dtype, jnp.floating):
@@ -131,17 +165,23 @@ def _counting_from(start: ArrayLike, words: jax.Array) -> Key:
     return key
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def _fitted(chunk: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return the first elements of a chunk, followed by zeros as necessary."""
-    rest = math.prod(shape) - chunk.size
-    return lax.pad(chunk[0], np.zeros((), chunk.dtype), [(0, rest, 0)]).reshape(shape)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _overwritten(array: jax.Array, chunk: jax.Array, start: ArrayLike) -> jax.Array:
-    flat = lax.dynamic_update_slice(array.reshape(-1), chunk[0], [start])
-    return flat.reshape(array.shape)
+@functools.partial(
+    jax.jit, donate_argnames="array", static_argnames=("of_draws", "block", "axes")
+)
+def _put(
+    array: jax.Array | None, chunk: jax.Array, place: jax.Array, of_draws: tuple[int, ...],
+    block: tuple[int, ...], axes: tuple[int, ...] | None,
+) -> jax.Array:
+    """Write a block, the start of a chunk, to a place (draw, index...) among arranged draws."""
+    count, *shape = of_draws
+    last = len(shape)
+    order = (0, *(1 + axis for axis in axes)) if axes else (*range(1, last), 0, last)
+    kept = [shape[axis] for axis in axes] if axes else [*shape[:-1], count * shape[-1]]
+    if array is None:
+        array = jnp.zeros(kept, chunk.dtype)
+    part = chunk[0, :math.prod(block)].reshape(1, *block).transpose(order)
+    array = array.reshape([of_draws[axis] for axis in order])
+    return lax.dynamic_update_slice(array, part, [place[axis] for axis in order]).reshape(kept)
 
 
 def _random_bits(words: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
@@ -168,15 +208,23 @@ _COUNTING = define_prng_impl(
 
 def initialize(
     owner: str, name: str, initializer: Initializer, rng: Key, shape: tuple[int, ...],
-    dtype: DTypeLike,
+    dtype: DTypeLike, *, axes: tuple[int, ...] | None = None, gates: int | None = None,
 ) -> jax.Array:
-    """Return the initial value of a parameter, and require that it has the given shape."""
+    """Return the initial value of a parameter, and require that the draw has the given shape.
+
+    The draw is transposed to `axes`. For `gates`, there are as many, each with its own key, along
+    the last axis.
+    """
+    keys = [rng] if gates is None else [jax.random.fold_in(rng, gate) for gate in range(gates)]
     try:
-        value = jnp.asarray(initializer(rng, shape, dtype), dtype)
+        if initializer is lecun_normal or initializer is embedding_normal:
+            return _scaled(initializer, keys, shape, dtype, axes)
+        draws = [jnp.asarray(initializer(key, shape, dtype), dtype) for key in keys]
     except Exception as error:
         dtype_name = jnp.dtype(dtype).name
         error.add_note(f"{owner}: {name} was called for shape {shape} and dtype {dtype_name}")
         raise
-    if value.shape != shape:
-        raise ValueError(expected(owner, f"{name} to return shape {shape}", value.shape))
-    return value
+    for draw in draws:
+        if draw.shape != shape:
+            raise ValueError(expected(owner, f"{name} to return shape {shape}", draw.shape))
+    return draws[0] if axes is None and len(draws) == 1 else _arranged(draws, axes)

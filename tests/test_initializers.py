@@ -1,5 +1,6 @@
 """Tests of the default initializers against those of `jax.nn.initializers`, bit for bit."""
 
+import functools
 import pickle
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlax.initializers import Initializer, embedding_normal, lecun_normal
+from mlax.initializers import Initializer, embedding_normal, initialize, lecun_normal
 from tests.oracle import KEY
 
 embedding = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
@@ -98,6 +99,22 @@ def test_the_bits_are_those_of_jax_under_transformations(
     )
 
 
+@pytest.mark.parametrize("shape", [(3, 7), (3, 2, 40, 100), (2, 17000), LONG], ids=str)
+@pytest.mark.parametrize("transformed", [lambda draw: draw, jax.jit], ids=["eager", "jit"])
+@both
+def test_a_draw_is_kept_in_any_order(
+    initializer: Initializer, oracle: Initializer, shape: tuple[int, ...], transformed: Any
+) -> None:
+    keys = [jax.random.fold_in(KEY, i) for i in range(3)]
+    whole, *others = (transformed(lambda key: oracle(key, shape, jnp.float32))(key) for key in keys)
+    axes = (len(shape) - 1, *range(len(shape) - 1))
+    draw = functools.partial(initialize, "", "", initializer, shape=shape, dtype=jnp.float32)
+    transposed = transformed(lambda key: draw(key, axes=axes))(keys[0])
+    assert_equal_bits(transposed, whole.transpose(axes))
+    gates = transformed(lambda key: draw(key, gates=3))(KEY)
+    assert_equal_bits(gates, jnp.concatenate([whole, *others], -1))
+
+
 @both
 def test_shapes_are_known_without_a_key(initializer: Initializer, oracle: Initializer) -> None:
     def draw(key: jax.Array) -> jax.Array:
@@ -120,7 +137,7 @@ def test_empty_arrays(
 def test_a_shape_without_fans_raises(
     initializer: Initializer, oracle: Initializer, shape: tuple[int, ...]
 ) -> None:
-    wanted = r"_normal: expected shape to be of two or more axes, got \(.*\); pass an initializer"
+    wanted = r"_normal: expected shape to be of at least two axes, got \(.*\); pass an initializer"
     with pytest.raises(ValueError, match=wanted):
         initializer(KEY, shape, jnp.float32)
 
@@ -158,29 +175,40 @@ def test_it_can_be_pickled(initializer: Initializer, oracle: Initializer) -> Non
 def test_a_compiled_program_needs_little_more_than_the_array(
     initializer: Initializer, oracle: Initializer
 ) -> None:
-    draw = jax.jit(lambda key: initializer(key, (500, 500), jnp.float32))
-    memory: Any = draw.lower(KEY).compile().memory_analysis()
-    assert memory.output_size_in_bytes == 10**6
-    assert memory.temp_size_in_bytes < 0.25 * 10**6
+    draw = functools.partial(initialize, "", "", initializer, dtype=jnp.float32)
+    for drawn in (
+        lambda key: initializer(key, (500, 500), jnp.float32),
+        lambda key: draw(key, shape=(500, 500), axes=(1, 0)),
+        lambda key: draw(key, shape=(5, 250, 200), axes=(2, 0, 1)),
+        lambda key: draw(key, shape=(500, 125), gates=4),
+    ):
+        memory: Any = jax.jit(drawn).lower(KEY).compile().memory_analysis()
+        assert memory.output_size_in_bytes == 10**6
+        assert memory.temp_size_in_bytes < 0.25 * 10**6
 
 
 PROGRAM = """
-import resource, jax, mlax
+import resource, sys, jax, mlax
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-key, x = jax.random.key(0), jax.ShapeDtypeStruct((2048,), "float32")
-jax.block_until_ready(mlax.linear.init(key, x, 16))
+layer, shape = {
+    "linear": (lambda n: mlax.linear(4 * n), (2048,)),
+    "transposed": (lambda n: mlax.linear(4 * n, transposed_kernel=True), (2048,)),
+    "conv": (lambda n: mlax.conv(4 * n, 4), (8, 8, 128)),
+}[sys.argv[1]]
+key, x = jax.random.key(0), jax.ShapeDtypeStruct(shape, "float32")
+jax.block_until_ready(layer(4).init(key, x))
 before = peak()
-kernel = jax.block_until_ready(mlax.linear.init(key, x, 4000)[0].kernel)
+kernel = jax.block_until_ready(layer(1000).init(key, x)[0].kernel)
 print((peak() - before) / kernel.nbytes)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units")
-def test_init_needs_little_more_memory_than_the_kernel() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True, timeout=120
-    )
+@pytest.mark.parametrize("layer", ["linear", "transposed", "conv"])
+def test_init_needs_little_more_memory_than_the_kernel(layer: str) -> None:
+    program = [sys.executable, "-c", PROGRAM, layer]
+    done = subprocess.run(program, check=True, capture_output=True, text=True, timeout=120)
     assert float(done.stdout) < 1.25

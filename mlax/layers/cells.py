@@ -72,16 +72,6 @@ class GruCellParams(NamedTuple):
     """(features,)."""
 
 
-def init_gates(
-    owner: str, name: str, initializer: Initializer, rng: Key, gates: int,
-    shape: tuple[int, ...], dtype: DType,
-) -> jax.Array:
-    """Return a parameter for several gates along its last axis, each drawn with its own key."""
-    keys = (jax.random.fold_in(rng, gate) for gate in range(gates))
-    parts = [initialize(owner, name, initializer, key, shape, dtype) for key in keys]
-    return jnp.concatenate(parts, -1)
-
-
 def _init_params(
     owner: str, rng: Key, x: Shaped, carry: tuple[Shaped | None, ...], features: int, gates: int,
     initializers: tuple[Initializer, Initializer, Initializer], dtype: DType,
@@ -92,7 +82,7 @@ def _init_params(
 
     def fused(i: int, name: str, *shape: int) -> jax.Array:
         key = jax.random.fold_in(rng, i)
-        return init_gates(owner, name, initializers[i], key, gates, shape, dtype)
+        return initialize(owner, name, initializers[i], key, shape, dtype, gates=gates)
 
     return CellParams(
         fused(0, "kernel_initializer", x.shape[-1], features),

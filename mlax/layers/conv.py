@@ -217,9 +217,12 @@ def conv(
     dilations = {"input_dilation": input_dilation, "filter_dilation": filter_dilation}
     _padding(padding, window, *(optional_per_axis("conv", *d, rank) for d in dilations.items()))
     shape = (*window, in_channels // feature_group_count, out_channels)
-    kernel = initialize("conv", "kernel_initializer", kernel_initializer, rng, shape, dtype)
     initial_spec = kernel_spec.replace("O", "").replace("I", "") + "IO"
-    return ConvParams(kernel.transpose(*map(initial_spec.index, kernel_spec)))
+    axes = tuple(map(initial_spec.index, kernel_spec))
+    kernel = initialize(
+        "conv", "kernel_initializer", kernel_initializer, rng, shape, dtype, axes=axes
+    )
+    return ConvParams(kernel)
 
 
 def _padding(

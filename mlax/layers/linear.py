@@ -107,5 +107,8 @@ def linear(
     arguments.require_rank("linear", x, 1)
     arguments.require_castable("linear", x, dtype)
     shape = (x.shape[-1], out_features)
-    kernel = initialize("linear", "kernel_initializer", kernel_initializer, rng, shape, dtype)
-    return LinearParams(kernel.T if transposed_kernel else kernel)
+    axes = (1, 0) if transposed_kernel else None
+    kernel = initialize(
+        "linear", "kernel_initializer", kernel_initializer, rng, shape, dtype, axes=axes
+    )
+    return LinearParams(kernel)

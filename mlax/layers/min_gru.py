@@ -15,9 +15,8 @@ import jax.numpy as jnp
 
 from mlax import arguments
 from mlax.arguments import DType, Size, require_pair
-from mlax.initializers import Initializer, lecun_normal
+from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
-from mlax.layers.cells import init_gates
 from mlax.layers.recurrence import RealInput, RealOutput, Terms, fitting, require_fitting, run
 from mlax.linear_recurrence import Implementation
 from mlax.pair import stateless
@@ -74,7 +73,7 @@ def _init_min_gru(
 
     def fused(i: int, name: str, initializer: Initializer, *shape: int) -> jax.Array:
         key = jax.random.fold_in(rng, i)
-        return init_gates(owner, name, initializer, key, 2, shape, dtype)
+        return initialize(owner, name, initializer, key, shape, dtype, gates=2)
 
     return MinGruParams(
         fused(0, "kernel_initializer", kernel_initializer, inputs.shape[-1], features),

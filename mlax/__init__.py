@@ -121,7 +121,7 @@ else:
     _MODULES = "functional models nn positions sharding testing typed types weights".split()
 
     def __getattr__(name):
-        """Return what is imported at its first use."""
+        """Return what is imported on first use."""
         if name in _MODULES:
             return importlib.import_module(f"mlax.{name}")
         if name not in _HOMES:
@@ -131,7 +131,7 @@ else:
         return value
 
     def __dir__():
-        """Return all names, also of what is not imported yet."""
+        """Return all names, including those not imported yet."""
         return sorted({*globals(), *__all__})
 
 

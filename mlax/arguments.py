@@ -176,7 +176,7 @@ def read_function(owner: str, name: str, value: Any) -> Any:
 
 
 def read_layer(owner: str, name: str, value: Any) -> Layer[Any, Any, Any, Any]:
-    """Require a layer; the error says how to make one of the value."""
+    """Require a layer; the error says how to make one from the value."""
     if isinstance(value, Layer):
         return value
     if isinstance(value, list | tuple):
@@ -495,7 +495,7 @@ def array(owner: str, x: jax.Array, name: str = "x") -> jax.Array:
 def saturated(x: Any) -> Any:
     """Return NumPy integers in JAX's dtype; a number that it can't hold becomes the nearest one.
 
-    JAX itself would cut off the upper bits, and so make another index of it.
+    JAX itself would drop the upper bits, and so turn it into another index.
     """
     if not isinstance(x, np.ndarray | np.generic) or not jnp.issubdtype(x.dtype, np.integer):
         return x

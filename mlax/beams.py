@@ -1,7 +1,7 @@
-"""Beam search: the most likely continuations of a prompt, of those that one search keeps.
+"""Beam search: the most likely continuations of a prompt, among those that the search keeps.
 
-Each step extends every kept sequence by every token and keeps the best of all: those with the
-largest sum of log probabilities. A sequence that has ended stays as it is and takes a place.
+Each step extends every kept sequence by every token and keeps the best, those with the largest sum
+of log probabilities. A sequence that has ended stays as it is and takes up a beam.
 """
 
 import functools
@@ -27,36 +27,36 @@ class Beams(NamedTuple):
     lengths: jax.Array
     """(beams,), the number of tokens up to and including the first stop token."""
     log_probabilities: jax.Array
-    """(beams,), in float32: of all tokens of a sequence, given the prompt. -inf where there are
-    fewer sequences than beams."""
+    """(beams,), float32: the sum over the tokens of a sequence, given the prompt; -inf where there
+    are fewer sequences than beams."""
 
 
 def beam_search(
     apply: Apply[P, S, Any, jax.Array], params: P, state: S, prompt: jax.Array, steps: int,
     beams: int, *, stop: int | Sequence[int] | None = None, length_penalty: float = 0.0,
 ) -> Beams:
-    """Return the most likely continuations of a prompt that a search with so many beams finds.
+    """Return the most likely continuations of a prompt that beam search finds.
 
-    `apply` is as in `mlax.generate`: it takes tokens and returns logits, in inference mode. The
-    state has a new leading axis for beams inside: `apply` is mapped over it by `jax.vmap`. Several
-    prompts of one length are a `jax.vmap` of this function.
+    `apply` is as in `mlax.generate`: it takes tokens and returns logits, in inference mode. Inside,
+    the state has a leading axis of beams, over which `jax.vmap` maps `apply`. For several prompts
+    of one length, use `jax.vmap` on this function.
 
     Args:
         apply: the `apply` of a model that decodes.
         params: its params.
-        state: a new state of it, or one to go on with.
-        prompt: (length,), integers, one token or more.
+        state: a new state for it, or one to continue from.
+        prompt: (length,), integers, at least one token.
         steps: number of tokens to find.
         beams: number of sequences to keep at each step.
         stop: a token, or several, after which a sequence ends.
         length_penalty: sequences are ranked by their log probability divided by
-            ((5 + length) / 6) ^ length_penalty, at the end; 0 favours short ones, 1 long ones.
+            ((5 + length) / 6) ^ length_penalty, at the end; 0 favours short sequences, 1 long ones.
 
     Raises:
         TypeError: the prompt is not of an integer dtype.
         ValueError: an argument is out of its range, the state has no cache, or a logit is NaN, as
-            when a cache is full. (In a program that is compiled as a whole, all log probabilities
-            are NaN then.)
+            when a cache is full. (In a program compiled as a whole, all log probabilities are then
+            NaN.)
 
     Source: Wu et al., "Google's neural machine translation system", 2016, for the penalty.
 
@@ -72,7 +72,7 @@ def beam_search(
     """
     prompt = read_prompt("beam_search", prompt)
     if prompt.ndim != 1 or not prompt.size:
-        wanted, way_out = "of shape (length,), with one token or more", "use jax.vmap for several"
+        wanted, way_out = "of shape (length,), with at least one token", "use jax.vmap for several"
         raise ValueError(message("beam_search", "prompt", wanted, prompt.shape, way_out))
     read_size("beam_search", "steps", steps)
     read_size("beam_search", "beams", beams)
@@ -86,7 +86,7 @@ def beam_search(
 
 
 class _Carry(NamedTuple):
-    """What a step goes on from: arrays with a leading axis of beams."""
+    """What a step continues from: arrays with a leading axis of beams."""
 
     states: Any
     tokens: jax.Array
@@ -125,7 +125,7 @@ def _search(
     carry = _Carry(
         jax.tree.map(lambda a: jnp.broadcast_to(a, (beams, *a.shape)), state),
         jnp.zeros((beams, steps), prompt.dtype),
-        jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf),  # all beams are the prompt, once
+        jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf),  # every beam is the prompt: count it once
         jnp.zeros(beams, bool), jnp.zeros(beams, jnp.int32),
     )
     carry = extended(carry, jnp.broadcast_to(logs, (beams, logs.size)), 0)

@@ -53,7 +53,7 @@ _NOT_COMPARED = (Parameter, jax.Array, np.ndarray, NoneType)
 
 
 def _require_alike(own: Any, kept: Any) -> None:
-    """Require one class and equal static attributes, but for keys and what `setup` fills in."""
+    """Require one class and equal static attributes, except for keys and what `setup` fills in."""
     if type(own) is not type(kept):
         wanted = f"a {type(own).__name__}, as this layer makes it"
         raise TypeError(message("as_layer", "state", wanted, described(kept), ANOTHER_STATE))
@@ -163,7 +163,7 @@ def as_module(layer: AnyLayer, rng: Key) -> "LayerModule | LayerModuleRng":
 
 
 class _LayerModule(Module):
-    """A layer as a module; the signature of `forward` in a subclass says if it needs a key."""
+    """A layer as a module; the signature of `forward` in a subclass says whether it needs a key."""
 
     _spent = ("rng",)
 

@@ -1,14 +1,14 @@
 """Saving and loading trees of arrays: `mlax.save(path, tree)`, `mlax.load(path, like)`.
 
-A file is in the safetensors format (mlax/safetensors.py), the name of a tensor is the path of its
-leaf (mlax/tree.py), and these leaves have a meaning of their own:
+A file has the safetensors format (mlax/safetensors.py), the name of a tensor is the path of its
+leaf (mlax/tree.py), and these leaves are encoded:
 
 - A PRNG key is the uint32 data of the key; the metadata "keys" has its implementation.
-- A Python bool, int or float is a tensor without axes, of dtype bool, int64 or float64.
+- A Python bool, int or float is a scalar tensor of dtype bool, int64 or float64.
 
-The metadata "hyperparameters" has those of the models in the tree (mlax/fingerprint.py).
+The metadata "hyperparameters" holds those of the models in the tree (mlax/fingerprint.py).
 
-Nothing is needed but NumPy. Where orbax is preferred, it takes the same trees:
+Only NumPy is needed. If you prefer orbax, it takes the same trees:
 
     with ocp.StandardCheckpointer() as orbax: orbax.save(directory, tree)
     with ocp.StandardCheckpointer() as orbax: tree = orbax.restore(directory, like)
@@ -47,9 +47,9 @@ T = TypeVar("T")
 LoadRule: TypeAlias = tuple[str, str | None] | tuple[str, str, Callable[[Array], Array]]
 """An old name, the new one, and a function of the tensor if its layout changed too.
 
-A star in the old name stands for any text, and stands for the same text in the new one. None as
-the new name leaves the tensor out. The function is best one that gives a view, such as
-`np.transpose`: of a view, each process reads only what it needs.
+A star in the old name matches any text, and stands for the same text in the new one. None as the
+new name drops the tensor. The function should return a view if it can, as `np.transpose` does: of a
+view, each process reads only what it needs.
 """
 
 _INDEX = ".index.json"
@@ -57,12 +57,12 @@ _MOST_BYTES = 5 << 30
 
 
 class _Leaf(NamedTuple):
-    """What a leaf is in a file."""
+    """How a leaf is stored in a file."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     key: str | None
-    """The implementation of PRNG keys, None for what is no key."""
+    """The implementation of PRNG keys, None for other leaves."""
 
     @property
     def nbytes(self) -> int:
@@ -79,10 +79,10 @@ _NUMBERS = {bool: np.dtype(bool), int: np.dtype(np.int64), float: np.dtype(np.fl
 
 
 def _leaf(owner: str, name: str, leaf: Any) -> _Leaf:
-    """Return what a leaf is in a file, or raise if no file can hold it."""
+    """Return how a leaf is stored in a file, or raise if no file can hold it."""
     kind = _NUMBERS.get(type(leaf))
     if kind is _NUMBERS[int] and not -(2**63) <= leaf < 2**63:
-        raise ValueError(message(owner, _shown(name), "an integer of 64 bits", leaf))
+        raise ValueError(message(owner, _shown(name), "a 64-bit integer", leaf))
     if kind is not None:
         return _Leaf(kind, (), None)
     arrays = jax.Array | np.ndarray | np.generic
@@ -114,12 +114,12 @@ def _shown(name: str) -> str:
 
 
 def named(owner: str, tree: Any) -> dict[str, Any]:
-    """Return the leaves by name, in the order of jax."""
+    """Return the leaves by name, in jax's order."""
     leaves: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = path_of(path)
         if name in leaves or name == "__metadata__":
-            what = "leaves of different names, none of them __metadata__"
+            what = "leaves with distinct names, none of them __metadata__"
             raise ValueError(expected(owner, what, f"{name!r}", "rename a key of a dict"))
         leaves[name] = leaf
     return leaves
@@ -132,31 +132,31 @@ def save(
     path: str | os.PathLike[str], tree: Any, *, max_bytes: int | None = None,
     checksum: bool = False,
 ) -> None:
-    """Write a tree of arrays into a file in the safetensors format.
+    """Write a tree of arrays to a file in the safetensors format.
 
     The leaves may be arrays of jax or NumPy, PRNG keys, and Python or NumPy numbers: params,
     states, modules, the state of an optimizer, the number of steps. Their names are those of
-    `mlax.paths`. Arrays are written shard by shard. If some lie on devices of other processes too,
-    all processes have to call this function, with a path on a file system that they share. Each
-    writes its own shards, and the first one what is no array of jax.
+    `mlax.paths`. Arrays are written shard by shard. If some are on devices of other processes too,
+    all processes must call this function, with a path on a file system that they share. Each writes
+    its own shards, and the first one everything that is not a jax array.
 
-    The path names the old file till the new one is complete and on the disk. If the program is
-    killed, or one of several processes, the old one stays. The others wait for that one as any
-    collective does: till `jax.distributed` misses its heartbeats, or the collective fails.
+    The path leads to the old file until the new one is complete and on disk. If the program, or one
+    of several processes, is killed, the old one stays. The other processes wait for that one as in
+    any collective: until `jax.distributed` misses its heartbeats, or the collective fails.
 
     Args:
         path: the file, such as "model.safetensors". If it ends in ".index.json", as in
             "model.safetensors.index.json", the tensors go into several files beside it, and the
             file says which is where, as on the HuggingFace hub.
         tree: any pytree.
-        max_bytes: the most bytes in each of several files, unless a tensor alone has more;
+        max_bytes: the most bytes in each of several files, unless a single tensor has more;
             None for 5 GiB.
-        checksum: write a checksum, by which `load` can find any changed bit. To compute it, the
+        checksum: write a checksum, by which `load` can detect any changed bit. To compute it, the
             file is read once more.
 
     Raises:
-        TypeError: a leaf is no array or number, or its dtype is none of the format (int4).
-        ValueError: two leaves have one path, an array was donated, or processes give other trees.
+        TypeError: a leaf is not an array or number, or the format lacks its dtype (int4).
+        ValueError: two leaves have one path, an array was donated, or processes pass other trees.
         OSError: the file can't be written, by this process or by another one.
         ConnectionError: another process ended. It is an OSError, too.
 
@@ -202,7 +202,7 @@ class _Writer(NamedTuple):
 
     @property
     def is_first(self) -> bool:
-        """Whether this process makes the files."""
+        """Whether this process creates the files."""
         return jax.process_index() == 0 or not self.is_shared
 
     def token(self, path: Path, max_bytes: int | None = None) -> str:
@@ -215,7 +215,7 @@ class _Writer(NamedTuple):
             others = np.flatnonzero((rows[:, 4:] != rows[0, 4:]).any(1)).tolist()
             if others:
                 what = "the same names, shapes, dtypes and arguments in all processes"
-                raise ValueError(expected("save", what, f"other ones in {others} than in 0"))
+                raise ValueError(expected("save", what, f"different ones in {others} than in 0"))
             token = rows[0, :4].tobytes()
         return token.hex()
 
@@ -230,7 +230,7 @@ class _Writer(NamedTuple):
             raise
         failed = np.flatnonzero(_gathered(np.array(False))).tolist() if self.is_shared else []
         if failed:
-            got = f"an error in {failed}, which tell it"
+            got = f"an error in {failed}, which report it"
             raise OSError(expected("save", f"all processes to write {path}", got))
 
     def write(self, path: Path, names: list[str], token: str) -> None:
@@ -257,7 +257,7 @@ class _Writer(NamedTuple):
                 stack.close()
 
     def write_parts(self, file: BinaryIO, planned: Layout) -> None:
-        """Write what this process has to write."""
+        """Write the parts of leaves that this process writes."""
         for name, tensor in planned.tensors.items():
             for index, part in self.parts(self.leaves[name]):
                 write_part(file, tensor, index or (slice(None),) * len(tensor.shape), part)
@@ -274,7 +274,7 @@ class _Writer(NamedTuple):
             return
         for shard in leaf.addressable_shards:
             if shard.replica_id == 0:
-                # An array keeps its copy on the host; this one goes after it was written.
+                # An array caches its copy on the host; this one is freed after it was written.
                 data, sharding = shard.data, shard.data.sharding
                 alike = jax.make_array_from_single_device_arrays(data.shape, sharding, [data])
                 yield shard.index, np.asarray(alike)
@@ -318,12 +318,12 @@ class _Writer(NamedTuple):
 
 
 def _gathered(mine: Array) -> Array:
-    """Return what all processes give, a row for each; this waits for them."""
+    """Return an array from each process, stacked; this waits for all of them."""
     try:
         return np.asarray(multihost_utils.process_allgather(mine))
     except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of the two is up to jax
-        way_out = "the path names the old file, or the new one if that is complete"
-        text = expected("save", "an answer of all processes", error, way_out)
+        way_out = "the path leads to the old file, or the new one if that is complete"
+        text = expected("save", "an answer from all processes", error, way_out)
         raise ConnectionError(text) from error
 
 
@@ -331,7 +331,7 @@ def _gathered(mine: Array) -> Array:
 
 
 class _Stored(NamedTuple):
-    """A tensor in a file that is open."""
+    """A tensor in an open file."""
 
     file: TensorFile
     values: Array
@@ -349,10 +349,10 @@ def load(
 ) -> T:
     """Return the tree that `save` wrote, or another program in the safetensors format.
 
-    Every leaf of `like` has to be in the file, with its shape and dtype, and everything in the
-    file has to be in `like`. Leaves come back as what they are in `like`: arrays of jax with the
-    same sharding, arrays of NumPy that can be written to, PRNG keys, numbers. The file is
-    memory-mapped, and each process reads only what lies on its devices.
+    Every leaf of `like` must be in the file, with its shape and dtype, and everything in the file
+    must be in `like`. Leaves come back as what they are in `like`: jax arrays with the same
+    sharding, writable NumPy arrays, PRNG keys, numbers. The file is memory-mapped, and each process
+    reads only the shards on its devices.
 
     If `like` has a model with other hyperparameters than the saved one, such as another epsilon
     or activation, a warning names them.
@@ -362,18 +362,18 @@ def load(
         like: a tree of arrays, `jax.ShapeDtypeStruct`s or numbers. `jax.eval_shape` makes one.
         where: the leaves to load, as in `mlax.mask`: a pattern, several patterns, or a function
             of path and leaf. The others are returned as they are in `like`, and the file may have
-            more than is loaded.
+            more than what is loaded.
         cast: whether one floating dtype may be read as another, and one integer dtype as another.
             A number that the new dtype can't hold raises an error.
-        rules: how names and layouts changed since the file was written, in this order: pairs of
-            an old name and a new one, with stars, and a function as third entry for the layout. One
-            that matches nothing is passed over, as rules serve files of several versions.
+        rules: how names and layouts changed since the file was written, applied in order: pairs of
+            an old name and a new one, with stars, and a function as third entry for the layout. A
+            rule that matches nothing is ignored, as rules serve files of several versions.
         checksum: whether to compare the checksum, which reads the file once more.
 
     Raises:
-        ValueError: the file is damaged, or not of the format; or names, shapes or dtypes differ,
+        ValueError: the file is damaged, or not in the format; or names, shapes or dtypes differ,
             all of which are listed by path.
-        TypeError: a leaf of `like` is no array or number, or an argument is not what it should be.
+        TypeError: an argument, or a leaf of `like`, is of the wrong type.
         OSError: there is no such file.
 
     >>> import jax, jax.numpy as jnp, mlax, pathlib, tempfile
@@ -432,7 +432,7 @@ def _opened(path: Path) -> tuple[list[TensorFile], dict[str, TensorFile]]:
 
 
 def _is_plain(name: Any) -> bool:
-    """Return whether this is the name of a file, and no path that leads elsewhere."""
+    """Return whether this is the name of a file, and not a path that leads elsewhere."""
     if not isinstance(name, str):
         return False
     return name == os.path.basename(name) and name not in ("", ".", "..") and "\0" not in name
@@ -454,7 +454,7 @@ def _read_rule(rule: Any) -> LoadRule:
         if new is None or isinstance(new, str) and old.count("*") == new.count("*"):
             if all(map(callable, functions)):
                 return rule
-    wanted = "tuples of two names with equally many stars, and maybe a function"
+    wanted = "tuples of two names with the same number of stars, and maybe a function"
     raise ValueError(message("load", "rules", wanted, repr(rule)))
 
 
@@ -506,7 +506,7 @@ def _require_alike(
             ways_out |= {"cast=True casts floating to floating and integer to integer"}
     if lines:
         what, way_out = f"{path} to hold the leaves of like", ", ".join(sorted(ways_out))
-        error = expected("load", what, "other ones", way_out)
+        error = expected("load", what, "different ones", way_out)
         raise ValueError("\n  ".join([error, *lines]))
 
 
@@ -525,7 +525,7 @@ def _warn_of_changes(path: Path, files: Sequence[TensorFile], like: Any) -> None
 
 
 def _loaded(path: Path, name: str, leaf: Any, kind: _Leaf, stored: _Stored) -> Any:
-    """Return a tensor as what the leaf is."""
+    """Return a tensor as what the leaf of `like` is."""
 
     def read(index: Any = ...) -> Array:
         part = stored.file.copied(stored.values[index])
@@ -552,7 +552,7 @@ def _cast(path: Path, name: str, part: Array, dtype: np.dtype[Any]) -> Array:
     """Return numbers in another dtype, which must hold all of them up to rounding."""
     is_integer = jnp.issubdtype(dtype, np.integer)
     if not is_integer and part.dtype.itemsize == 1:
-        part = part.astype(np.float32)  # NumPy can't cast between dtypes of one byte
+        part = part.astype(np.float32)  # NumPy can't cast between one-byte dtypes
     with np.errstate(all="ignore"):
         new = part.astype(dtype)
         lost = new != part
@@ -565,7 +565,7 @@ def _cast(path: Path, name: str, part: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _sharding(name: str, leaf: Any) -> Sharding | None:
-    """Return where a new array lies; None if jax may choose, as it did for an array in `like`."""
+    """Return the sharding of a new array; None if jax may choose, as for the array in `like`."""
     sharding: Sharding | None = leaf.sharding
     if isinstance(leaf, jax.Array) and not leaf.committed:
         return None

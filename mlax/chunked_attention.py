@@ -1,8 +1,8 @@
 """Attention whose memory is linear in the length, forward and backward.
 
-The softmax over all keys is taken chunk by chunk: with the logits of the keys so far at most m, the
-sums of exp(logit - m) and of exp(logit - m) * value are kept, and scaled by exp(m - m') when a
-chunk brings a larger m'. The gradient computes the chunks again.
+The softmax over all keys is computed chunk by chunk: with m the largest logit so far, the sums of
+exp(logit - m) and of exp(logit - m) * value are kept, and rescaled by exp(m - m') when a chunk
+raises m to m'. The gradient recomputes the chunks.
 
 Source: Rabe and Staats, "Self-attention does not need O(n^2) memory", 2021; Dao et al.,
 "FlashAttention", 2022.
@@ -29,21 +29,21 @@ def chunked_attention(
 ) -> jax.Array:
     """Return what `jax.nn.dot_product_attention` returns, without a (length, length) array.
 
-    Chunks of keys that no query of a chunk may attend are skipped. A query that may attend no key
+    Chunks of keys that no query of a chunk attends to are skipped. A query that attends to no key
     gives 0.
 
     Args:
         query: (batch, length, heads, head_dim), or without the batch axis.
         key: (batch, memory_length, kv_heads, head_dim); kv_heads divides heads.
         value: like key.
-        bias: broadcastable to (batch, heads, length, memory_length), added to the logits. (It is
-            such an array itself, if it isn't broadcast.)
+        bias: broadcastable to (batch, heads, length, memory_length), added to the logits. (Unless
+            it is broadcast, it is itself an array of that size.)
         mask: the same, True where a key takes part.
-        scale: factor of the logits, 1 / sqrt(head_dim) by default.
-        is_causal: whether key j only takes part for queries i >= j.
-        query_seq_lengths: (batch,) number of queries that are real.
-        key_value_seq_lengths: (batch,) number of keys that are real.
-        local_window_size: (left, right), or one number for both: query i attends keys from
+        scale: factor of q k^T, 1 / sqrt(head_dim) by default.
+        is_causal: whether query i attends only to keys j <= i.
+        query_seq_lengths: (batch,) number of real queries.
+        key_value_seq_lengths: (batch,) number of real keys.
+        local_window_size: (left, right), or one number for both: query i attends to keys from
             i - left to i + right.
         chunk_length: number of queries and of keys in a chunk.
 
@@ -159,7 +159,7 @@ def chunked_attention(
 
 
 def _padded(array: jax.Array, axis: int, chunk: int) -> jax.Array:
-    """Return the array with an axis that chunks divide; one of length 1 is broadcast, and stays."""
+    """Return the array with an axis padded to whole chunks; an axis of length 1 is broadcast."""
     if array.shape[axis] == 1:
         return array
     widths = [(0, 0)] * array.ndim
@@ -170,7 +170,7 @@ def _padded(array: jax.Array, axis: int, chunk: int) -> jax.Array:
 def _allowed(
     rows: jax.Array, columns: jax.Array, is_causal: bool, window: tuple[int, int] | None
 ) -> jax.Array:
-    """Return which keys the order allows."""
+    """Return which keys causality and the window allow."""
     allowed = jnp.ones(jnp.broadcast_shapes(rows.shape, columns.shape), bool)
     if is_causal:
         allowed &= columns <= rows

@@ -1,7 +1,7 @@
-"""Where the arrays inside of a model lie while it runs by a plan of `mlax.sharding`.
+"""How the arrays inside a model are sharded while it runs under a plan of `mlax.sharding`.
 
 The plan is set around `apply`; every child reads it by its path, under any transformation of jax.
-Meshes have automatic axes here: a constraint is a wish that the compiler fulfils.
+Mesh axes are automatic here: a constraint is a request that the compiler fulfils.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ T = TypeVar("T")
 
 
 class Constraints(NamedTuple):
-    """What a plan wants of a model."""
+    """What a plan asks of a model."""
 
     params: Mapping[tuple[str, ...], Mapping[str, PartitionSpec]]
-    """By the path of a layer whose own params are moved while it runs: where each goes."""
+    """By the path of a layer whose own params are resharded while it runs: the spec of each."""
     outputs: Callable[[str], PartitionSpec | None]
-    """By the path of a layer: where its output lies; None leaves it to the compiler."""
+    """By the path of a layer: the spec of its output; None leaves it to the compiler."""
     require: Callable[[str, Any, PartitionSpec], None]
-    """Raises if no array in the output of a layer can lie by a spec, or one only in part."""
+    """Raises if no array in the output of a layer fits a spec, or one fits only in part."""
     roles: Mapping[str, tuple[str, ...]]
-    """The axes of the mesh for what layers call the axes of an array: "experts", "tokens"."""
+    """The mesh axes for the roles that layers give to axes of an array: "experts", "tokens"."""
     path: tuple[str, ...] = ()
     """The path of the layer that runs."""
 
@@ -41,7 +41,7 @@ _NOTHING = contextlib.nullcontext()
 def constraining(
     constraints: Constraints | None,
 ) -> contextlib.AbstractContextManager[None]:
-    """Run a model by these constraints."""
+    """Run a model under these constraints."""
     return setting(_CONSTRAINTS, constraints)
 
 
@@ -55,15 +55,15 @@ def below(key: int | str | None) -> contextlib.AbstractContextManager[None]:
 
 
 def are_set() -> bool:
-    """Return whether the model runs by a plan."""
+    """Return whether the model runs under a plan."""
     return _CONSTRAINTS.get() is not None
 
 
 def gathering(apply: Callable[..., T]) -> Callable[..., T]:
-    """Return `apply` of a layer, made to move its own params to where they lie while it runs.
+    """Return `apply` of a layer, made to reshard its own params while it runs.
 
-    It is for the innermost layer with a path: of copies of a `mlax.repeat`, each is moved when it
-    runs, and after its dtype was cast. The backward pass moves params again rather than keep them.
+    It is for the innermost layer with a path: each copy in a `mlax.repeat` is resharded when it
+    runs, after its dtype was cast. The backward pass reshards params again rather than save them.
     (A policy for the whole model would overrule every `mlax.remat` in it.)
     """
     constraints = _CONSTRAINTS.get()
@@ -92,12 +92,12 @@ def gathering(apply: Callable[..., T]) -> Callable[..., T]:
 
 
 def _saves(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Return whether the backward pass keeps what a primitive returns: not params moved."""
+    """Return whether the backward pass saves what a primitive returns: not resharded params."""
     return bool(primitive.name != "sharding_constraint")
 
 
 def output(y: T, asked: PartitionSpec | None) -> T:
-    """Return the output of a layer where the plan, or else the layer itself, wants it."""
+    """Return the output of a layer, sharded as the plan, or else the layer itself, asks."""
     constraints = _CONSTRAINTS.get()
     if constraints is None:
         return y
@@ -115,9 +115,9 @@ def output(y: T, asked: PartitionSpec | None) -> T:
 
 
 def split(x: jax.Array, *roles: str) -> jax.Array:
-    """Return an array inside of a layer whose leading axes are split by their roles.
+    """Return an array inside a layer, its leading axes split by their roles.
 
-    (The compiler pads an axis that the axes of the mesh do not divide.)
+    (The compiler pads an axis that the mesh axes do not divide.)
     """
     constraints = _CONSTRAINTS.get()
     if constraints is None:

@@ -1,22 +1,22 @@
 """Floating-point operations of a program, counted from its jaxpr.
 
-Products count, 2 for each multiply-add, and nothing else: they are what the hardware is measured
-by, and the number is the same whatever the compiler makes of the rest.
+Only products count, 2 for each multiply-add: hardware is rated by them, and their number is the
+same whatever the compiler makes of the rest.
 
     (m, k) x (k, n)     2 m k n, times the lengths of the batch axes
     convolution         the same for each of min(i w, w o, o i) places along a spatial axis with i
                         inputs, w positions of the kernel and o outputs: outputs times kernel for
                         a usual one, inputs times kernel for a transposed one
     scan, fori_loop     the body, times the length
-    while_loop          the body once, as the number of passes is not known
+    while_loop          the body once, as the number of iterations is not known
     cond, switch        the branch with the most
     complex numbers     as real ones
 
-A kernel, a call of other code, a decomposition and a Fourier transform are unknown, and counted as
-0.
+Custom kernels, calls of other code, decompositions and Fourier transforms are unknown, and count
+as 0.
 
-The gradient of a product has twice its operations; what `jax.checkpoint` computes again counts
-again.
+The gradient of a product has twice its operations; what `jax.checkpoint` recomputes counts once
+more.
 """
 
 import functools
@@ -32,9 +32,9 @@ class Flops(NamedTuple):
     """A number of floating-point operations."""
 
     total: int
-    """What is known."""
+    """The number that is known."""
     unknown: frozenset[str] = frozenset()
-    """What makes the count a bound or a part: "while", "cond", or the name of a primitive."""
+    """What makes the count only a bound or a part: "while", "cond", or the name of a primitive."""
 
     def __add__(self, other: "Flops") -> "Flops":  # type: ignore[override]  # not of a tuple
         return Flops(self.total + other.total, self.unknown | other.unknown)
@@ -43,7 +43,7 @@ class Flops(NamedTuple):
 def flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
     """Return the floating-point operations of the products of a function, without running it.
 
-    Those of matrices and of convolutions count, 2 for each multiply-add, complex ones as real ones.
+    Matrix products and convolutions count, 2 for each multiply-add, complex ones as real ones.
     Sums, exponentials and the like are 0. What has products that can't be counted is named in
     `unknown`: kernels, callbacks, Fourier transforms, decompositions such as Cholesky's, and loops
     of unknown length.
@@ -68,7 +68,7 @@ Scope: TypeAlias = Callable[[K, str], K]
 
 
 def by_scope(jaxpr: ClosedJaxpr, outermost: K, scope: Scope[K]) -> dict[K, Flops]:
-    """Return the operations in each scope that has some."""
+    """Return the operations in each scope that has any."""
     counts: dict[K, Flops] = {}
     for name_stacks, found in _Counter().of(jaxpr.jaxpr):
         name = functools.reduce(scope, name_stacks, outermost)
@@ -155,7 +155,7 @@ def _convolution(eqn: JaxprEqn) -> int:
     _, _, *inputs = (x[axis] for axis in numbers.lhs_spec)
     _, in_channels, *window = (kernel[axis] for axis in numbers.rhs_spec)
     batch, out_channels, *outputs = (y[axis] for axis in numbers.out_spec)
-    # Two of input, output and kernel position decide the third: so many triples are no padding.
+    # Two of input, output and kernel position determine the third: the other triples are padding.
     places = (min(i * w, w * o, o * i) for i, w, o in zip(inputs, window, outputs, strict=True))
     products: int = math.prod((batch, in_channels, out_channels, *places))
     return 2 * products

@@ -1,4 +1,4 @@
-"""Decoding: a state made for params that are there already, and tokens drawn one after the other.
+"""Decoding: a state for existing params, and tokens drawn one after the other.
 
 A model that decodes keeps what it has seen in its state: the caches of `mlax.attention` with a
 `cache_length`. Each call of its `apply`, in inference mode, takes the next tokens.
@@ -27,18 +27,18 @@ from mlax.tree import path_of
 def init_state(layer: Layer[P, S, Any, Any], params: P, x: Any, state: Any = None) -> S:
     """Return the state that `layer.init` makes, without making params.
 
-    A new state starts anew: with running statistics and empty caches as `init` makes them.
+    It starts afresh, with running statistics and empty caches as `init` makes them.
 
     Args:
         layer: any layer; its variables must not be random, except for weights that `state` has.
         params: the params that it will run with, whose shapes and dtypes must be those of its own.
         x: an input of `apply`, or its shapes and dtypes.
         state: for `mlax.lora` and `mlax.quantized`, anywhere in the layer, a state that holds their
-            weights: that of the same layer without caches. Nothing else of it is used.
+            weights: the one of the same layer without caches. Nothing else in it is used.
 
     Raises:
-        TypeError: the params are of another structure or dtype, or no state has the weights.
-        ValueError: the params are of other shapes.
+        TypeError: the params have another structure or dtype, or no state has the weights.
+        ValueError: the params have other shapes.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> x = jnp.ones((4, 8))
@@ -85,7 +85,7 @@ def _with_weights(own: Any, state: Any) -> Any:
 
 
 def require_inference(owner: str, inference_mode: bool, name: str) -> None:
-    """Require inference for a layer that decodes, except where its shapes alone are of interest."""
+    """Require inference for a layer that decodes, except where only its shapes matter."""
     if not inference_mode and WARNS.get():
         way_out = f"train the layer without {name}: its params are the same"
         raise ValueError(expected(owner, f"inference_mode=True with {name}", "False", way_out))
@@ -96,9 +96,9 @@ class Generated(NamedTuple):
     """What `generate` returns: (tokens, lengths, state).
 
     tokens is (..., steps): after a stop token, that token again. lengths is (...), the number of
-    tokens up to and including the first stop token. state has seen all of these but the last: it
-    goes on with a prompt that starts with the last token. (In a batch without lengths, sequences
-    that ended before the others can't go on: the state is NaN then.)
+    tokens up to and including the first stop token. state has seen all of these but the last: to
+    continue, pass a prompt that starts with the last token. (In a batch without lengths, sequences
+    that ended before the others can't be continued: the state is NaN then.)
     """
 
     tokens: jax.Array
@@ -115,7 +115,7 @@ def generate(
     top_p: float | jax.Array | None = None, stop: int | Sequence[int] | None = None, *,
     lengths: jax.Array | int | None = None, first_position: jax.Array | int = 0,
 ) -> Generated:
-    """Return tokens that go on from a prompt, each drawn by the logits for those before it.
+    """Return tokens that continue a prompt, each drawn from the logits after those before it.
 
     `apply(params, state, tokens, inference_mode=True)` takes the prompt, and then each new token,
     (..., 1), and returns logits (..., length, vocabulary) and the next state. With `lengths`, it
@@ -130,24 +130,23 @@ def generate(
     Args:
         apply: the `apply` of a model that decodes.
         params: its params.
-        state: a new state of it, or one to go on with.
-        prompt: (..., length), integers, one token or more.
+        state: a new state for it, or one to continue from.
+        prompt: (..., length), integers, at least one token.
         steps: number of tokens to draw.
         rng: PRNG key; not needed if the temperature is 0.
         temperature: what logits are divided by; 0 takes the most likely token.
-        top_k: draw from this number of most likely tokens only.
-        top_p: draw from the most likely tokens only that together have this probability.
+        top_k: draw only from this many most likely tokens.
+        top_p: draw only from the most likely tokens that together have this probability.
         stop: a token, or several, after which a sequence ends.
-        lengths: (...), the number of tokens of each prompt that are real; those after them are
-            padding.
+        lengths: (...), the number of real tokens of each prompt; those after them are padding.
         first_position: (...), the position of the first token of each prompt, if there are
-            `lengths` and the state goes on: with the last token of the sequence before as the
-            first one, that is its length - 1.
+            `lengths` and the state is not new. A prompt that starts with the last token of the
+            sequence so far starts at its length - 1.
 
     Raises:
         TypeError: the prompt is not of an integer dtype.
         ValueError: an argument is out of its range, there is no key, or a logit is NaN, as when a
-            cache is full. (In a program that is compiled as a whole, tokens are -1 from then on.)
+            cache is full. (In a program compiled as a whole, tokens are -1 from then on.)
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> def model(cache_length=None):
@@ -161,7 +160,7 @@ def generate(
     """
     prompt = read_prompt("generate", prompt)
     if prompt.ndim < 1 or prompt.shape[-1] < 1:
-        raise ValueError(expected("generate", "a prompt of one token or more", prompt.shape))
+        raise ValueError(expected("generate", "a prompt of at least one token", prompt.shape))
     read_size("generate", "steps", steps)
     if top_k is not None:
         read_size("generate", "top_k", top_k)
@@ -169,7 +168,7 @@ def generate(
         if number is not None and jnp.ndim(number):
             raise ValueError(message("generate", name, "one number", f"shape {jnp.shape(number)}"))
     if lengths is None and not (isinstance(first_position, int) and first_position == 0):
-        what, way_out = "first_position with lengths alone", "without, the state counts on itself"
+        what, way_out = "first_position only with lengths", "without them, the state keeps count"
         raise ValueError(expected("generate", what, "lengths=None", way_out))
     is_greedy = not isinstance(temperature, Tracer) and temperature == 0
     if not is_greedy:
@@ -242,11 +241,11 @@ def _read_lengths(lengths: Any, prompt: jax.Array) -> jax.Array:
 
 
 def _require_first_position(state: Any, first_position: Any) -> None:
-    """Require to be told where prompts start that a state goes on with."""
+    """Require the first position of prompts if the state is not new."""
     counts = [leaf for path, leaf in jax.tree.leaves_with_path(state) if _is_count(path[-1])]
     goes_on = any(not isinstance(n, Tracer) and np.any(np.asarray(n)) for n in counts)
     if goes_on and isinstance(first_position, int) and first_position == 0:
-        what, got = "first_position with lengths and a state that goes on", "0"
+        what, got = "first_position with lengths and a state that is not new", "0"
         raise ValueError(expected("generate", what, got, "pass the length so far, or a new state"))
 
 
@@ -273,7 +272,7 @@ def _generate(
             token = jnp.argmax(logits, -1)
         else:
             divisor = jnp.asarray(temperature, jnp.float32)
-            is_greedy = divisor < 1e-30  # the smallest numbers are 0 to XLA
+            is_greedy = divisor < 1e-30  # XLA flushes the smallest numbers to 0
             kept = _likely(logits / jnp.where(is_greedy, 1, divisor), top_k, top_p)
             drawn = jax.random.categorical(jax.random.fold_in(rng, i), kept)
             token = jnp.where(is_greedy, jnp.argmax(logits, -1), drawn)
@@ -332,7 +331,7 @@ def _generate(
     )
     count = jnp.sum(~have_ended, -1) + have_ended[..., -1]
     if stops and prompt.ndim > 1 and after is None:
-        # No position told a layer what to leave out: going on must not be wrong in silence.
+        # No positions told the layers what to ignore: continuing must not be silently wrong.
         went_on = have_ended[..., :-1].any()
 
         def spoiled(leaf: jax.Array) -> jax.Array:
@@ -344,7 +343,7 @@ def _generate(
 
 
 def _likely(logits: jax.Array, top_k: int | None, top_p: Any) -> jax.Array:
-    """Return the logits, -inf for tokens that are not to be drawn."""
+    """Return the logits, -inf for tokens that must not be drawn."""
     if top_k is not None:
         least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
         logits = jnp.where(logits < least, -jnp.inf, logits)

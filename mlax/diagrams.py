@@ -1,7 +1,7 @@
 """A model as a drawing: boxes for its layers, and arrows for what flows between them, with shapes.
 
 A layer made of layers is a frame around them, which run from top to bottom; a loop is a frame
-around its body, drawn once. `mlax.flow` finds the arrows. A drawing is SVG text, of light colors on
+around its body, drawn once. `mlax.flow` finds the arrows. A drawing is SVG text, in light colors on
 white: a `_Figure` has a size and draws itself, and a frame stacks rows of figures.
 """
 
@@ -54,15 +54,15 @@ def diagram(
 ) -> Diagram:
     """Draw a model: its layers in the order in which they run, and what flows between them.
 
-    A box has the name and kind of a layer, an arrow the shape and dtype of what is read of it. A
-    frame is around the layers of a layer. Circles are sums and other operations of a wiring that
-    join the outputs of layers. Equal layers that follow each other are drawn once, and the box of a
-    layer that is called again is dashed. Nothing is computed or compiled.
+    A box shows the name and kind of a layer, an arrow the shape and dtype of what is read from it.
+    A frame surrounds the layers inside a layer. Circles are sums and other operations in a wiring
+    that join outputs of layers. Consecutive equal layers are drawn once, and a layer that is called
+    again has a dashed box. Nothing is computed or compiled.
 
-    Layers are drawn, and what flows between them from x to y. What a layer or wiring does besides
-    is not: its own parameters, such as the router of `mlax.moe`; those of a layer that it reads, as
-    where weights are tied; and functions of one value that it applies in between, such as an
-    activation. (In `mlax.f` it is a layer, and has a box.)
+    The layers are drawn, and what flows between them from x to y. What else a layer or wiring does
+    is not: its own parameters, such as the router of `mlax.moe`; parameters of another layer, as
+    with tied weights; and functions of one value that it applies in between, such as an activation.
+    (In `mlax.f` that is a layer, and has a box.)
 
     Args:
         layer: any layer.
@@ -114,12 +114,12 @@ class _Drawing:
         return _frame(title, has_copies, self._column(path, before, after))
 
     def _experts(self, path: Path) -> int | None:
-        """Return how many a layer stands for, if it is the expert of a mixture."""
+        """Return how many experts a layer stands for, if it is the expert of a mixture."""
         outer = self._layers[path[:-1]][-1].config if path else None
         return outer.num_experts if isinstance(outer, MoeConfig) else None
 
     def _column(self, path: Path, before: str, after: str) -> "_Figure":
-        """Return the figures inside of a layer, and the arrows between them."""
+        """Return the figures inside a layer, and the arrows between them."""
         graph, keys = _folded(self._flow.graph(path), functools.partial(self._alike, path))
         labels = {node: spelled(values) for node, values in graph.values.items()}
         figures: dict[Node, _Figure] = {}
@@ -145,7 +145,7 @@ class _Drawing:
         return _Rows(graph, figures, written).figure()
 
     def _alike(self, path: Path, one: str, other: str) -> bool:
-        """Return whether two layers are equal but for their parameters."""
+        """Return whether two layers are equal except for their parameters."""
         first, second = (self._layers.get((*path, key)) for key in (one, other))
         if first is None or second is None:
             return False
@@ -237,7 +237,7 @@ class _Figure(NamedTuple):
     draw: Callable[[float, float], Iterator[str]]
     """Yields its elements, for where the line enters."""
     width_of_entry: float = 0
-    """Over how much of its top arrows may end beside each other."""
+    """How wide its top is for arrows that end side by side."""
 
 
 _PAD, _BAR, _BOX, _CORNER, _RADIUS, _BEHIND = 14, 22, 28, 5, 9, 4
@@ -246,7 +246,7 @@ _PAD, _BAR, _BOX, _CORNER, _RADIUS, _BEHIND = 14, 22, 28, 5, 9, 4
 def _box(
     title: tuple[str, str], color: tuple[str, str], has_copies: bool, is_again: bool
 ) -> _Figure:
-    """Return a layer without layers, dashed if it is another call of a layer."""
+    """Return the box of a layer without sublayers, dashed if the layer is called again."""
     half = _even(max(_width(*title) + 20, 64)) / 2
     behind = _BEHIND if has_copies else 0
     style = f'fill="{color[0]}" stroke="{color[1]}"' + ' stroke-dasharray="4 3"' * is_again
@@ -259,7 +259,7 @@ def _box(
 
 
 def _frame(title: tuple[str, str], has_copies: bool, inside: _Figure) -> _Figure:
-    """Return a layer around its layers."""
+    """Return the frame of a layer around its sublayers."""
     behind = _BEHIND if has_copies else 0
     wider = max(0.0, _width(*title) + 20 - inside.left - inside.right - 2 * _PAD) / 2
     left, right = inside.left + _PAD + wider, inside.right + _PAD + wider
@@ -281,14 +281,14 @@ def _frame(title: tuple[str, str], has_copies: bool, inside: _Figure) -> _Figure
 def _sheets(
     x: float, y: float, width: float, height: float, behind: int, name: str, style: str
 ) -> Iterator[str]:
-    """Yield a rectangle, and more that lie behind it."""
+    """Yield a rectangle, and others behind it."""
     for step in range(behind, 0, -2):
         yield _rectangle(x + step, y + step, width, height, f'class="behind" {style}')
     yield _rectangle(x, y, width, height, f'class="{name}" {style}')
 
 
 def _join(operation: str) -> _Figure:
-    """Return what joins the outputs of layers."""
+    """Return the circle that joins the outputs of layers."""
     sign = _SIGNS.get(operation, "")
     wide = _even(_width("", sign) + 16) / 2
     half = 4 if not sign else _RADIUS if len(sign) == 1 else wide
@@ -330,7 +330,7 @@ class _Arrow(NamedTuple):
 class _Rows:
     """The figures of a graph in rows, each below all that it reads, and the arrows between them.
 
-    Between two rows, outputs go sideways on lines of their own, but for those that only meet. An
+    Between two rows, outputs go sideways on lines of their own, except for those that only meet. An
     arrow that passes a row does so on the side of its source, on the left of a single column.
     """
 
@@ -358,7 +358,7 @@ class _Rows:
         self._set_heights()
 
     def figure(self) -> _Figure:
-        """Return all of it."""
+        """Return the whole as one figure."""
         lanes = self._lane.values()
         left = max([*self._extents(-1), *(4 - lane for lane in lanes)])
         right = max([*self._extents(1), *(lane + 4 for lane in lanes)])
@@ -399,7 +399,7 @@ class _Rows:
         return entries
 
     def _lines_between(self) -> list[dict[Node | _Arrow, int]]:
-        """Return which line below each row outputs take, and arrows that come from further up."""
+        """Return which line below each row is taken by outputs, and by arrows from further up."""
         lines: list[dict[Node | _Arrow, int]] = [{} for _ in self._rows]
         for arrow in self._arrows:
             below = lines[arrow.start]
@@ -416,7 +416,7 @@ class _Rows:
         return arrow.target if meets and is_only else arrow.source
 
     def _lanes(self) -> dict[_Arrow, float]:
-        """Return where arrows pass rows, the short ones inside of the long ones."""
+        """Return where arrows pass rows, the short ones inside the long ones."""
         lanes: dict[_Arrow, float] = {}
         for arrow in sorted(self._passing, key=lambda a: (a.end - a.start, a.start, str(a))):
             side = 1 if self._x[arrow.source] > 0 else -1
@@ -466,7 +466,7 @@ class _Rows:
 
 
 def _rows(graph: Graph) -> list[list[Node]]:
-    """Return the nodes by the longest way from the input, which is the first row."""
+    """Return the nodes in rows, by their longest path from the input, the first row."""
     row_of: dict[Node, int] = {INPUT: 0}
     for node in graph.nodes:
         sources = [row_of[source] for source, target in graph.edges if target == node]
@@ -514,7 +514,7 @@ def _rectangle(
 
 
 def _written(x: float, y: float, title: tuple[str, str]) -> str:
-    """Return a title around x. Its two parts meet at one place, whatever font there is."""
+    """Return a title around x. Its two parts meet at one place, whatever the font."""
     name, kind = map(html.escape, title)
     if not name:
         return f'<text x="{_n(x)}" y="{_n(y)}" text-anchor="middle" fill="{_INK}">{kind}</text>'
@@ -562,7 +562,7 @@ _WIDTHS = {
     **dict.fromkeys("ijl", 0.28), **dict.fromkeys("ft ,.:;|!/[]()r-'›", 0.4),
     **dict.fromkeys("cksvxyz_", 0.56), "m": 0.98, "w": 0.82, **dict.fromkeys("MW@…", 1.0),
 }
-"""Widths of characters of the widest of common fonts, for a size of 1."""
+"""Widths of characters in the widest of common fonts, at size 1."""
 
 
 def _width_of(text: str) -> float:

@@ -1,15 +1,15 @@
 """Shipping a model: its inference as a program that runs without mlax, by `jax.export`.
 
 The program is StableHLO, for any batch size and length, for several platforms. The weights are
-constants inside of it, or arguments beside it; variables that inference changes, such as caches,
+constants inside it, or arguments beside it; variables that inference changes, such as caches,
 are arguments and results. Both are dicts of arrays by path, as `mlax.save` names them:
 
     weights inside              program.call(x) -> y
     weights beside              program.call(x, weights=weights) -> y
     a model that decodes        program.call(x, state=state) -> (y, state)
 
-Whoever reads the program has JAX, but none of our classes: in x and y, where a named tuple such as
-`mlax.AttentionInputs` was, there is a dict of its fields.
+Whoever reads the program has JAX, but none of our classes: in x and y, a named tuple such as
+`mlax.AttentionInputs` becomes a dict of its fields.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,20 +48,20 @@ def export(
     constraints: Sequence[str] = (), platforms: Sequence[str] | None = None,
     weights: Literal["inside", "beside"] = "inside",
 ) -> Artifact:
-    """Return inference as a program that is written to a file and runs without mlax.
+    """Return inference as a program that can be written to a file and run without mlax.
 
     `program.call(x)` returns y. If the weights are beside, it takes them as `weights=`. If
     inference changes variables, such as caches, it takes them as `state=` and returns (y, state).
-    Arrays in x and y are as those of `apply`, in tuples, lists and dicts; what is of another class
-    there, such as a named tuple, is a dict of its fields, without those that are None; keys of
-    dicts that are no texts become texts. What checks values by `jax.experimental.checkify` is left
-    out: a full cache gives NaN.
+    Arrays in x and y are those of `apply`, in tuples, lists and dicts. Containers of other classes,
+    such as named tuples, become dicts of their fields, without those that are None, and keys of
+    dicts that are not strings become strings. Checks by `jax.experimental.checkify` are left out:
+    a full cache gives NaN.
 
     Args:
-        layer: any layer, with a batch axis if the program shall have one: see `mlax.batched`.
+        layer: any layer, with a batch axis if the program is to have one: see `mlax.batched`.
         params: its params; if they are beside, their shapes and dtypes will do.
-        state: its state. If a length in its shapes is symbolic, because it is one of x, the
-            program takes any.
+        state: its state. Where a length in its shapes is symbolic, because it follows one of x, the
+            program takes any length.
         x: an input of `apply`, or its shapes and dtypes.
         shapes: which lengths in x are symbolic, and so left to the call, as in
             `jax.export.symbolic_args_specs`: "batch, length, _" for three axes, where "_" stands
@@ -71,7 +71,7 @@ def export(
         platforms: where the program runs: "cpu", "cuda", "rocm", "tpu", one or several; None for
             the platform of this process.
         weights: whether params and variables that never change are constants in the program,
-            or "beside" it as an argument. A program holds less than 2 GiB, and XLA takes long to
+            or "beside" it as an argument. A program holds less than 2 GiB, and XLA is slow to
             compile hundreds of megabytes.
 
     Raises:
@@ -91,7 +91,7 @@ def export(
     around = jax.sharding.get_abstract_mesh()
     if around.size > 1:
         wanted, got = "no mesh to be set, as the program is for one device", f"{around.shape}"
-        way_out = "call it outside of jax.set_mesh, with params of jax.device_get"
+        way_out = "call it outside jax.set_mesh, with params from jax.device_get"
         raise ValueError(expected("export", wanted, got, way_out))
     _require_platforms(platforms)
     if weights not in ("inside", "beside"):
@@ -136,7 +136,7 @@ def export(
 
 
 def _require_platforms(platforms: Any) -> None:
-    """Require platforms that there are: JAX itself takes any text, even letter by letter."""
+    """Require known platforms: JAX itself takes any string, even letter by letter."""
     if platforms is None:
         return
     known = ("cpu", "cuda", "rocm", "tpu")
@@ -161,14 +161,14 @@ def _symbolic(x: Any, shapes: Any, constraints: Sequence[str]) -> Any:
         return specs(x, shapes, constraints)
     plain = _plain(x)
     if not _fits(shapes, plain):
-        wanted = "a text, or a tree of them like x"
+        wanted = "a string, or a tree of them like x"
         got, way_out = described(shapes), f"x is {jax.tree.map(form, plain)}"
         raise TypeError(message("export", "shapes", wanted, got, way_out))
     return _restored(x, specs(plain, shapes, constraints))
 
 
 def _fits(shapes: Any, x: Any) -> bool:
-    """Return whether a tree has a text, or None, for each array in x, or for several."""
+    """Return whether a tree has a string, or None, for each array in x, or for several."""
     leaves = jax.tree.leaves(shapes, is_leaf=lambda leaf: leaf is None)
     try:
         jax.tree.map(lambda *_: None, shapes, x, is_leaf=lambda leaf: leaf is None)
@@ -187,7 +187,7 @@ def _is_symbolic(leaf: Any) -> bool:
 
 
 def _specs(layer: Layer[P, S, Any, Any], made: dict[str, Any], x: Any) -> list[Any]:
-    """Return the shapes of params and variables: those that follow x are symbolic as it is."""
+    """Return the shapes of params and variables; lengths that follow x are symbolic as in x."""
     specs = [_unplaced(leaf) for leaf in jax.tree.leaves(shapes_of(made))]
     count = len(jax.tree.leaves(made["state"]))
     if count and any(map(_is_symbolic, jax.tree.leaves(x))):
@@ -203,7 +203,7 @@ def _specs(layer: Layer[P, S, Any, Any], made: dict[str, Any], x: Any) -> list[A
 
 
 def _unchanged(traced: Any, specs: dict[str, Any]) -> set[str]:
-    """Return the names of the variables that inference returns as they are."""
+    """Return the names of the variables that inference returns unchanged."""
     jaxpr = traced.jaxpr.jaxpr
     inputs = dict(zip(sorted(specs), jaxpr.invars, strict=False))  # followed by those of x
     names = sorted(traced.out_info[1])
@@ -213,11 +213,11 @@ def _unchanged(traced: Any, specs: dict[str, Any]) -> set[str]:
 
 
 _CALLS = frozenset({"jit", "remat2", "scan"})
-"""What runs a function of its own arguments; `remat2` is that of `jax.checkpoint`."""
+"""Primitives that run a function on their arguments; `remat2` is that of `jax.checkpoint`."""
 
 
 def _origin(jaxpr: Jaxpr, output: Any) -> Any:
-    """Return the variable that an output of a program is, through the calls that hand it on.
+    """Return the variable that an output of a program is, through the calls that pass it on.
 
     JAX sees through most of them itself, but not through `jax.checkpoint`, nor a loop around it.
     """
@@ -254,7 +254,7 @@ def _constants(weights: dict[str, Any]) -> dict[str, Any]:
     for name, leaf in weights.items():
         if isinstance(leaf, jax.ShapeDtypeStruct):
             way_out = 'pass weights="beside"'
-            raise TypeError(message("export", name, "an array", "its shape alone", way_out))
+            raise TypeError(message("export", name, "an array", "only its shape", way_out))
         is_key = jnp.issubdtype(jax.dtypes.result_type(leaf), jax.dtypes.prng_key)
         constants[name] = leaf if is_key else np.asarray(leaf)
     return constants
@@ -274,7 +274,7 @@ def _plain(tree: Any) -> Any:
 
 
 def _restored(like: Any, plain: Any) -> Any:
-    """Return the tree like `like` that `_plain` makes `plain` of."""
+    """Return the tree like `like` that `_plain` turns into `plain`."""
     leaves, structure = jax.tree.flatten(like)
     places = jax.tree.leaves(_plain(structure.unflatten(range(len(leaves)))))
     by_place = dict(zip(places, jax.tree.leaves(plain), strict=True))

@@ -1,9 +1,9 @@
-"""The hyperparameters of the models in a tree, as texts by path.
+"""The hyperparameters of the models in a tree, as text by path.
 
-A `State` carries its hyperparameters, and so does a module. Their texts name functions and hold
-no addresses, so that those of two programs can be compared: an epsilon or an activation that
-changed between them is found, where the parameters look alike. (A function is known by its name:
-two lambdas are alike.)
+A `State` carries its hyperparameters, and so does a module. Their text names functions and holds no
+addresses, so that two programs can be compared: an epsilon or an activation that changed between
+them is found, although the parameters look alike. (A function is known by its name: two lambdas
+are alike.)
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ Layers at one path, such as `repeat` and the layer that it repeats, share an ent
 """
 
 _SAME_NUMBERS = {"initialized", "out_sharding", "policy", "remat", "unroll"}
-"""The names of what does not change a result."""
+"""Hyperparameters that do not change a result."""
 
 
 def fingerprint(tree: Any) -> Fingerprint:
@@ -88,7 +88,7 @@ def _of_module(path: str, node: Node) -> Iterator[_Found]:
 
 
 def _of_config(path: str, kind: str, config: Any) -> Iterator[_Found]:
-    """Yield the hyperparameters of a layer and of those within, at the paths of their params."""
+    """Yield the hyperparameters of a layer and of those inside it, at the paths of their params."""
     yield path, "", kind
     fields: dict[str, Any] = {"config": config} if config != () else {}
     if isinstance(config, WiredConfig):

@@ -3,9 +3,9 @@
 `apply` is traced once, in training, with a named scope around each layer and a mark on what it
 returns. Every operation then belongs to a layer, and what a layer reads is followed back to the
 layers that returned it. So the edges between the layers of a wiring are those of its function,
-whatever it does in between; where it puts several values together there is a `Join`. Values that
-come from parameters, variables and keys alone are not followed, nor is the carry of a loop to the
-next step.
+whatever it does in between; where it combines several values there is a `Join`. Values that come
+only from parameters, variables and keys are not followed, nor is the carry of a loop into the next
+step.
 """
 
 import re
@@ -26,10 +26,10 @@ Path: TypeAlias = tuple[str, ...]
 
 
 class Join(NamedTuple):
-    """An operation of a wiring that puts values of several layers together."""
+    """An operation of a wiring that combines values of several layers."""
 
     number: int
-    """How many come before it."""
+    """How many joins come before it."""
 
 
 Node: TypeAlias = str | Join
@@ -39,18 +39,18 @@ INPUT, OUTPUT = "->", "<-"
 
 
 class Graph(NamedTuple):
-    """What flows inside of a layer."""
+    """What flows inside a layer."""
 
     nodes: dict[Node, str]
-    """Layers and joins in the order in which they run; the operation of a join, "" of a layer."""
+    """Layers and joins in the order in which they run; the operation of a join, "" for a layer."""
     edges: dict[tuple[Node, Node], None]
-    """From which node to which, in order."""
+    """Each from one node to another, in order."""
     values: dict[Node, list[Any]]
-    """Shapes and dtypes of what others read of a node."""
+    """Shapes and dtypes of what others read from a node."""
 
 
 class Flow:
-    """What flows inside of the layers of a model."""
+    """What flows inside the layers of a model."""
 
     def __init__(self, jaxpr: ClosedJaxpr, inputs: range, output: Any) -> None:
         """Read the program of a model, whose x is at these arguments."""
@@ -73,7 +73,7 @@ class Flow:
             self.readers[value].add(None)
 
     def graph(self, path: Path) -> Graph:
-        """Return what flows inside of the layer at a path."""
+        """Return what flows inside the layer at a path."""
         return _Sources(self, path).graph()
 
     def _numbered(self, variables: Iterable[Any]) -> list[int]:
@@ -157,7 +157,7 @@ class _Step(NamedTuple):
 
 
 def flow(model: Model, x: Any, inference_mode: bool = False) -> Flow:
-    """Return what flows inside of a model, given the shapes and dtypes of its x."""
+    """Return what flows inside a model, given the shapes and dtypes of its x."""
 
     def run(x: Any, params: Any, variables: Any, rng: Any) -> Any:
         with taps.tapping(lambda path: False, has_scopes=True, marks=True):
@@ -171,7 +171,7 @@ def flow(model: Model, x: Any, inference_mode: bool = False) -> Flow:
 
 
 class _Sources:
-    """From which nodes the values inside of a layer come."""
+    """From which nodes the values inside a layer come."""
 
     def __init__(self, flow: Flow, path: Path) -> None:
         self._flow, self._path = flow, path
@@ -181,7 +181,7 @@ class _Sources:
         self._sources: dict[int, frozenset[Node]] = {}
         self._maker: dict[int, Node] = {}
         self._read: dict[Node, dict[int, None]] = defaultdict(dict)
-        self._joined: dict[Node, frozenset[Node]] = {}  # all that is in a join
+        self._joined: dict[Node, frozenset[Node]] = {}  # all that a join combines
 
     def graph(self) -> Graph:
         """Return what flows between the nodes."""
@@ -211,13 +211,13 @@ class _Sources:
         self._maker.update(dict.fromkeys(step.outputs, node))
 
     def _sliced(self, value: int, part: int) -> None:
-        """Note that a loop reads a value step by step: what reads the parts, reads the value."""
+        """Note that a loop reads a value step by step: what reads the parts reads the value."""
         self._sources[part] = self._sources_of(value)
         if value in self._maker or self._is_read_from_outside(value):
             self._maker[part] = self._maker.get(value, INPUT)
 
     def _wired(self, step: "_Step") -> None:
-        """Note a step of the wiring, which is a join if no node has all that it reads."""
+        """Note a step of the wiring, which is a join if no one node has all that it reads."""
         each = [self._sources_of(value) for value in step.inputs]
         sources = frozenset[Node]().union(*each)
         if not sources or sources in each:

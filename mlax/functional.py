@@ -59,8 +59,8 @@ def dropout(x: jax.Array, rng: Key, rate: float, axis: Axes) -> jax.Array:
             give ordinary dropout, the channel axis alone drops whole feature maps.
 
     Returns:
-        An array of the shape and dtype of `x`. What is dropped is 0, and so is its gradient, even
-        where `x` is infinite or NaN; what is kept stays infinite or NaN.
+        An array of the shape and dtype of `x`. Dropped elements are 0, and so are their gradients,
+        even where `x` is infinite or NaN; kept elements stay infinite or NaN.
 
     Raises:
         TypeError: `x` is not floating, or an argument is of the wrong type.
@@ -150,7 +150,7 @@ def sum_pool(
 ) -> jax.Array:
     """Return the sum of every window; half precision is summed in float32.
 
-    Arguments, result and errors are the same as in `pool`, but shorter integers than 32 bits give
+    Arguments, result and errors are the same as in `pool`, but integers shorter than 32 bits give
     int32 or uint32, and booleans int32, as in `jax.numpy.sum`.
 
     >>> import jax.numpy as jnp
@@ -286,7 +286,7 @@ def scale_to_unit(
 ) -> jax.Array:
     """Return centred / sqrt(variance + epsilon), in `dtype` if that is floating.
 
-    The variance has no `axes`.
+    The variance lacks `axes`.
     """
     y = centred * lax.rsqrt(jnp.expand_dims(variance, axes) + epsilon)
     return y.astype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else y
@@ -295,8 +295,8 @@ def scale_to_unit(
 def dot_product_attention_logits(query: jax.Array, key: jax.Array) -> jax.Array:
     """Return query @ key^T / sqrt(depth), in the dtype of the arguments.
 
-    Of integers, sqrt(depth) is rounded down and the quotient towards zero, as integer division
-    does; the products are summed in 32 bits.
+    For integers, sqrt(depth) is rounded down and the quotient towards zero, as in integer division;
+    the products are summed in 32 bits.
 
     Args:
         query: (query_length, depth).

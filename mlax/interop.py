@@ -1,7 +1,7 @@
 """Layers of stax and of flax.linen as layers of mlax, and layers of mlax as layers of stax.
 
-Nothing of them is imported here: the layers that are passed bring what is needed. So a model moves
-layer by layer, and both halves train in one step.
+Neither is imported here: the layers that are passed bring what is needed. So a model can move layer
+by layer, and both halves train in one step.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -103,12 +103,12 @@ def to_stax(
 ) -> StaxLayer:
     """Return a layer as a layer of stax, (init_fun, apply_fun).
 
-    The params of stax are then (params, state), of which params alone are arrays.
+    The params of stax are then (params, state), of which only params are arrays.
 
     Args:
         layer: any layer without variables, as stax has no place for them.
         inference_mode: the mode that it runs in, which stax fixes when a layer is made.
-        dtype: dtype of the input, of which stax knows the shape alone.
+        dtype: dtype of the input, of which stax knows only the shape.
 
     Raises:
         ValueError: the layer has variables.
@@ -203,7 +203,7 @@ def _apply_linen(
 
 
 def _keys(rng: Key, names: Sequence[str]) -> dict[str, Key]:
-    """Return a key for each name: `rng` itself if there is one name only."""
+    """Return a key for each name: `rng` itself if there is only one name."""
     if len(names) == 1:
         return {names[0]: rng}
     return {name: jax.random.fold_in(rng, i) for i, name in enumerate(names)}
@@ -231,12 +231,12 @@ def from_linen(
         module: a `flax.linen.Module` of one input, whose fields are hashable.
         mutable: the collections that a call in training replaces, such as "batch_stats".
         rngs: the names of the keys that it needs in training, such as "dropout". A single one is
-            the key of the layer, of several the i-th is fold_in(rng, i).
+            the key of the layer; of several, the i-th is fold_in(rng, i).
         training: arguments by keyword in training, such as {"train": True}.
         inference: the same in inference mode, and in `init`.
 
     Raises:
-        TypeError: `module` is no module.
+        TypeError: `module` is not a module.
 
     >>> import flax.linen as linen
     >>> import jax, jax.numpy as jnp, mlax

@@ -172,7 +172,7 @@ class Layer(_LayerFields[P, S, X_contra, Y_co]):
             needs_rng: bool | None = None,
         ) -> Self: ...
         def __new__(cls, init: Any, apply: Any, needs_rng: bool | None = None) -> Self:
-            """Make a layer of two functions."""
+            """Make a layer from two functions."""
             ...
 
         def _takes(self, y: Y_co, /) -> None:  # type: ignore[misc]  # used by type checkers only
@@ -181,7 +181,7 @@ class Layer(_LayerFields[P, S, X_contra, Y_co]):
     else:
 
         def __new__(cls, init, apply, needs_rng=None):
-            """Make a layer of two functions."""
+            """Make a layer from two functions."""
             ...
             for name, function in (("init", init), ("apply", apply)):
                 if not callable(function):
@@ -235,7 +235,7 @@ class Static:
     config: Hashable
     """The config."""
     hash: int | None
-    """Its hash, once it was asked for."""
+    """Its hash, once it has been asked for."""
 
     def __init__(self, config: Hashable) -> None:
         self.config = config

@@ -1,8 +1,8 @@
 """All steps of a linear recurrence at once: h_t = decay_t * h_{t-1} + x_t.
 
-Two steps (a, x) and (b, y) in a row are one step (a * b, b * x + y), whatever h is. That is
-associative, so that the steps may be combined in any order that keeps their places: in parallel, as
-accelerators like it. On CPUs, one step after the other is several times as fast.
+Two consecutive steps (a, x) and (b, y) are one step (a * b, b * x + y), whatever h is. That is
+associative, so the steps may be grouped in any way: in parallel, as suits accelerators. On CPUs,
+one step after the other is several times as fast.
 """
 
 from typing import Annotated, Any, Literal, TypeAlias
@@ -51,7 +51,7 @@ def linear_recurrence(
         (length, ...), of the dtype of x.
 
     Raises:
-        TypeError: x is not floating, or decay or h are complex and x is not.
+        TypeError: x is not floating, or decay or h is complex and x is not.
         ValueError: the shapes do not fit, or there is no such implementation.
 
     Source: Blelloch, "Prefix sums and their applications", 1990; Martin and Cundy, "Parallelizing
@@ -74,7 +74,7 @@ def linear_recurrence(
     if implementation == "associative":
         if is_symbolic:
             wanted, got = f"None or sequential for {x.shape[0]} steps", repr(implementation)
-            way_out = "a tree of steps needs a length that is known"
+            way_out = "a tree of steps needs a known length"
             owner = "linear_recurrence"
             raise ValueError(message(owner, "implementation", wanted, got, way_out))
         decays, hs = lax.associative_scan(_combined, steps, reverse=reverse)

@@ -1,9 +1,9 @@
-"""What layers have to know of the mesh: which shard they are, and where arrays lie.
+"""What layers must know about the mesh: which shard they run on, and how arrays are sharded.
 
 A layer runs on arrays that are sharded over a mesh in one of two ways. Inside `jax.shard_map`, each
 shard runs it on its part, and the mesh axes are among the batch axes. Under `jax.jit`, it runs on
-the whole arrays, and on a mesh of `jax.sharding.AxisType.Explicit` axes the type of every array
-says where it lies: operations on arrays that lie differently are errors there.
+whole arrays, and on a mesh of `jax.sharding.AxisType.Explicit` axes the type of every array has its
+sharding: operations on arrays that are sharded differently are errors there.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ def reducing(owner: str) -> Iterator[None]:
             raise NotImplementedError(expected(owner, what, "check_vma=True", way_out)) from error
         on_types = AxisType.Explicit in mesh.axis_types
         if on_types and (isinstance(error, AssertionError) or "harding" in str(error)):
-            what = "no collective over an axis of jax.vmap that lies on explicit mesh axes"
+            what = "no collective over an axis of jax.vmap that is sharded over explicit mesh axes"
             way_out = "take the mean with mlax.functional.batch_mean"
             raise NotImplementedError(expected(owner, what, "one", way_out)) from error
         raise
@@ -117,11 +117,11 @@ def _axes_with_one_key(batch_axis_name: AxisName) -> tuple[Hashable, ...]:
     return () if EXAMPLES_HAVE_KEYS.get() else shard_axes(batch_axis_name)
 
 
-# Where arrays lie.
+# Shardings.
 
 
 def names_in(spec: Iterable[Any]) -> list[Any]:
-    """Return the axes of the mesh in a PartitionSpec, or in a part of one."""
+    """Return the mesh axes in a PartitionSpec, or in a part of one."""
     return [name for entry in spec if entry is not None for name in names_of(entry)]
 
 
@@ -132,7 +132,7 @@ def spec_of(x: Any) -> tuple[Any, ...]:
 
 
 def sharded_together(owner: str, tree: Any) -> Any:
-    """Return arrays whose leading axes lie together, as `jax.vmap` requires.
+    """Return arrays whose leading axes are sharded alike, as `jax.vmap` requires.
 
     An array whose leading axis is not sharded, such as a carry of zeros, follows the others.
     """
@@ -163,12 +163,12 @@ def _reshard(x: Any, mesh: Any, spec: tuple[Any, ...]) -> jax.Array:
 
 
 def whole(x: jax.Array) -> jax.Array:
-    """Return an array that lies whole on each device of its explicit mesh."""
+    """Return an array, replicated on its explicit mesh."""
     return _reshard(x, _mesh_of(x), ()) if any(spec_of(x)) else x
 
 
 def on_mesh_of(x: Any, tree: Any) -> Any:
-    """Return arrays on the explicit mesh of x, whole on each device if they lay on none.
+    """Return arrays on the explicit mesh of x, replicated if they were on none.
 
     JAX can't transpose a convolution otherwise, nor map a `jax.lax.switch`.
     """
@@ -183,7 +183,7 @@ def on_mesh_of(x: Any, tree: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where an array lies."""
+    """How an array is placed."""
 
     spec: tuple[Any, ...]
     """The explicit mesh axes of each axis."""
@@ -203,12 +203,12 @@ def placements(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def placement(x: Any) -> Placement:
-    """Return where an array lies."""
+    """Return how an array is placed."""
     return Placement(spec_of(x), frozenset(jax.typeof(x).manual_axis_type.varying))
 
 
 def is_placed() -> bool:
-    """Return whether arrays of the same shape may differ in type, as they lie on a mesh."""
+    """Return whether arrays of the same shape may differ in type, as they are on a mesh."""
     return not jax.sharding.get_abstract_mesh().empty
 
 
@@ -222,7 +222,7 @@ def merged(first: Placement, *others: Placement) -> Placement:
 
 
 def placed(x: Any, where: Placement) -> Any:
-    """Return x where it shall lie."""
+    """Return x, moved to a placement."""
     own = placement(x)
     if own.spec != where.spec:
         x = _reshard(x, jax.sharding.get_abstract_mesh(), where.spec)
@@ -233,7 +233,7 @@ def placed(x: Any, where: Placement) -> Any:
 def settled(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, length: int) -> Any:
     """Return the carry of `jax.lax.scan(step, carry, xs)`, placed as a step returns it.
 
-    The loop requires that, and a carry of zeros usually lies nowhere in particular.
+    The loop requires that, and a carry of zeros usually has no placement.
     """
     if not is_placed() or length == 0:
         return carry
@@ -248,7 +248,7 @@ def settled(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, le
 
 
 def require_one_sharded(owner: str, of_x: Any, of_kernel: Any) -> None:
-    """Require that x or the kernel lies whole along the axis that is summed over."""
+    """Require that x or the kernel is whole along the axis that is summed over."""
     if of_x is not None and of_kernel is not None:
         wanted = "given, as both x and the kernel are sharded along the features of x"
         way_out = (
@@ -259,7 +259,7 @@ def require_one_sharded(owner: str, of_x: Any, of_kernel: Any) -> None:
 
 
 def placed_together(*arrays: jax.Array) -> list[jax.Array]:
-    """Return arrays that lie in the same way, as `jnp.concatenate` requires."""
+    """Return arrays with one placement, as `jnp.concatenate` requires."""
     if not is_placed():
         return list(arrays)
     where = merged(*map(placement, arrays))
@@ -284,13 +284,13 @@ def output_sharding(out_sharding: PartitionSpec | None) -> PartitionSpec | None:
 
 
 def explain(owner: str, error: Exception) -> None:
-    """Note which layer JAX's error about where arrays lie came out of, and the way out."""
+    """Add to a sharding error of JAX which layer it came from, and the way out."""
     is_type = type(error).__name__ in ("ShardingTypeError", "DuplicateSpecError")
     if not is_type and not ("found in mesh" in str(error) or "Sharding spec" in str(error)):
         return
     way_out = "move x or the parameters with jax.sharding.reshard, or change out_sharding"
     if not any(way_out in note for note in getattr(error, "__notes__", [])):
-        what = "arrays that lie on the mesh as JAX can use them here"
+        what = "arrays sharded so that JAX can use them here"
         error.add_note(expected(owner, what, "those above", way_out))
 
 
@@ -302,7 +302,7 @@ def may_be_sharded() -> bool:
 
 
 def without_types(function: Callable[..., T], like: Any) -> Callable[..., T]:
-    """Return a function in which the compiler chooses where arrays lie; the result lies as `like`.
+    """Return a function in which the compiler chooses shardings; the result is sharded like `like`.
 
     On explicit mesh axes, operations that would need to move an array are errors otherwise. `like`
     is an array, or a PartitionSpec, for each array or each part of the result.

@@ -50,7 +50,7 @@ def abstract_model(owner: str, layer: AnyLayer, x: Any) -> Model:
 def layers_by_path(
     child: Child, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], tuple[Child, ...]]]:
-    """Yield all layers in a layer by path, each with the only layers inside."""
+    """Yield the layers in a layer by path, each with the only children inside it."""
     chain: tuple[Child, ...] = (child,)
     while (inner := only_child_of(chain[-1].config)) is not None:
         chain += (inner,)
@@ -64,7 +64,7 @@ def layers_by_path(
 
 
 def cut(text: str, width: int) -> str:
-    """Return a text that fits a column."""
+    """Return the text, cut to fit a column."""
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
@@ -77,7 +77,7 @@ def short(number: int) -> str:
 
 
 _SHORT = re.compile("^(float|int|uint|complex)(?=[0-9])")
-"""Names of dtypes that their first letter stands for."""
+"""Names of dtypes that are spelled by their first letter."""
 
 
 def spelled(output: Any) -> str:

@@ -25,7 +25,7 @@ class Owner(NamedTuple):
     path: tuple[str, ...]
     """Its path."""
     chain: tuple[Child, ...]
-    """The layer, after those that it is the only layer of."""
+    """The layer, after the combinators whose only layer it is."""
     order: int
     """How many products come before it in the layer above it."""
     copies: int
@@ -33,7 +33,7 @@ class Owner(NamedTuple):
     expert_axis: int | None
     """Which of these holds the experts of a `mlax.moe`, if any does."""
     stage_axis: tuple[int, str] | None
-    """Which of these holds the copies of a `mlax.pipeline`, and its axis of the mesh, if any."""
+    """Which of these holds the copies of a `mlax.pipeline`, and its mesh axis, if any."""
 
     @property
     def config(self) -> Any:

@@ -193,7 +193,7 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
 
     @functools.cached_property
     def _params_type(self) -> Any:
-        """The type of the params by the annotation of `init`, if it has one."""
+        """The type of the params, from the annotation of `init`, if it has one."""
         params_and_state = typing.get_args(_hints(self._init_function).get("return"))
         return params_and_state[0] if len(params_and_state) == 2 else None
 
@@ -223,7 +223,7 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
         return checked
 
     def run(self, params: P, state: S, x: X_contra, *call: Any) -> tuple[Y_co, S]:
-        """Return `(y, state)`, with the state as it was but for its values."""
+        """Return `(y, state)`, with a state that differs only in its values."""
         try:
             y, after = self.unchecked_apply(params, state, x, *call)
         except Exception as error:
@@ -317,7 +317,7 @@ def layer(
 def _with_key_of_shard(
     owner: str, apply: ApplyWithRng[P, S, X, Y], is_needed: bool
 ) -> ApplyWithRng[P, S, X, Y]:
-    """Return `apply` with a key of its own on each shard, which it must get in training."""
+    """Return `apply` with a key of its own on each shard; in training it must get one."""
 
     @functools.wraps(apply)
     def with_key_of_shard(
@@ -443,7 +443,7 @@ class _Bound:
     is_bound = True
 
     def __post_init__(self) -> None:
-        """Hash while the layers within have their hash: models may be nested deeply."""
+        """Hash now, while the layers inside have their hashes: models may be nested deeply."""
         hash(self)
 
     @property
@@ -600,12 +600,12 @@ def require_equal(owner: str, name: str, own: Any, kept: Any) -> None:
         where = f"state.config.{name}" if name else "state.config"
         wanted, got = f"{source(own)}, as in this layer", source(kept)
         if got == source(own):
-            got += " with other code, defaults or values from outside"
+            got += " with other code, defaults or closures"
         raise ValueError(message(owner, where, wanted, got, ANOTHER_STATE))
 
 
 def require_like(kind: str, before: Any, after: Any) -> None:
-    """Require variables of one structure, with the same shapes and dtypes, but for tapped values."""
+    """Require variables of one structure, shapes and dtypes, except for tapped values."""
     if after is before:
         return
     leaves, structure = jax.tree.flatten(before)
@@ -633,7 +633,7 @@ def require_params_like(owner: str, own: Any, params: Any) -> None:
 
 
 def require_state_like(owner: str, own: Any, state: Any) -> None:
-    """Require a state with variables like that of the layer, whose config alone is used."""
+    """Require a state with variables like the layer's; only its config is used."""
     if isinstance(own, State):
         config_of(owner, state, type(own.config))
         own, state = own.variables, state.variables

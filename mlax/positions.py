@@ -1,7 +1,7 @@
-"""What attention knows of positions: rotary and sinusoidal encodings, ALiBi, relative buckets.
+"""What attention knows about positions: rotary and sinusoidal encodings, ALiBi, relative buckets.
 
 Positions are integers, counted from 0. They are arguments, so that the chunks of a sequence, padded
-batches and packed sequences are encoded as the whole sequence is.
+batches and packed sequences are encoded as in the whole sequence.
 """
 
 import math
@@ -43,7 +43,7 @@ def signed(positions: jax.Array) -> jax.Array:
 
 
 def of_rank(array: jax.Array, rank: int) -> jax.Array:
-    """Return an array with axes of length 1 in front."""
+    """Return an array of a rank, with axes of length 1 in front."""
     return array.reshape(*(1,) * (rank - array.ndim), *array.shape)
 
 
@@ -60,7 +60,7 @@ def rotary(
     """Rotate pairs of features by an angle that grows with the position.
 
     Pair i at position p becomes (a cos t - b sin t, b cos t + a sin t), t = p * base^(-2 i / dims).
-    The product of two vectors then depends on the distance of their positions only.
+    The product of two vectors then depends only on the difference of their positions.
 
     Args:
         x: (..., length, heads, head_dim), queries or keys.
@@ -196,8 +196,8 @@ def relative_buckets(
         positions: (..., length), of the queries.
         memory_positions: (..., memory_length), of the keys.
         num_buckets: number of buckets, at least 4, and even if `bidirectional`.
-        max_distance: the distance from which on all keys share a bucket.
-        bidirectional: whether keys after the query are told apart.
+        max_distance: from this distance on, all keys share a bucket.
+        bidirectional: whether keys after the query have buckets of their own.
 
     Returns:
         (..., length, memory_length), integers in [0, num_buckets).

@@ -1,13 +1,13 @@
-"""The safetensors format: named tensors in one file, read and written with NumPy alone.
+"""The safetensors format: named tensors in one file, read and written with only NumPy.
 
     8 bytes    n, the length of the header: an unsigned integer
     n bytes    the header, padded with spaces: {"NAME": {"dtype": "F32", "shape": [2, 3],
                "data_offsets": [0, 24]}, ..., "__metadata__": {"KEY": "TEXT", ...}}
-    the rest   the elements of each tensor, row by row; no gaps, no overlaps, nothing behind
+    the rest   the elements of each tensor, row by row; no gaps, no overlaps, nothing after
 
 All numbers are little-endian, and offsets count from the end of the header. `TensorFile` reads a
-file, and believes nothing in its header before it has checked it against the size of the file.
-`replacing` writes one such that its path names the old file or the whole new one at any time.
+file, and trusts nothing in its header before checking it against the size of the file. `replacing`
+writes one so that at any time its path leads to the old file or to the whole new one.
 This module knows names and bytes; mlax/checkpoint.py knows what they mean.
 
 Source: the format of https://github.com/huggingface/safetensors.
@@ -86,7 +86,7 @@ class TensorFile:
     Attributes:
         path: the path of the file.
         tensors: its tensors by name.
-        metadata: the texts of its header by name.
+        metadata: the strings in its header by name.
 
     Raises:
         ValueError: the file is not what the format demands.
@@ -118,7 +118,7 @@ class TensorFile:
     def _read_metadata(self, metadata: Any) -> dict[str, str]:
         metadata = {} if metadata is None else metadata
         is_text = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
-        self._require(is_text, f"{_METADATA} to be texts by name", _shortened(metadata))
+        self._require(is_text, f"{_METADATA} to be strings by name", _shortened(metadata))
         return dict(metadata)
 
     def _read_tensor(self, name: str, entry: Any) -> Tensor:
@@ -141,7 +141,7 @@ class TensorFile:
     def _require_no_gaps(self, size: int) -> None:
         stop, starts = self._start, [(t.start, t.nbytes, name) for name, t in self.tensors.items()]
         for start, nbytes, name in sorted(starts):
-            what = f"the data of {_shortened(name)} at byte {stop}, behind that before it"
+            what = f"the data of {_shortened(name)} at byte {stop}, right after the one before"
             self._require(start == stop, what, f"byte {start}")
             stop += nbytes
         self._require(stop == size, f"a file of {stop} bytes", f"one of {size}")
@@ -158,7 +158,7 @@ class TensorFile:
     def copied(self, view: Array) -> Array:
         """Return a copy of a view of this file, or of a part of one.
 
-        It is made in blocks, after each of which the file leaves the memory of the process.
+        It is made in blocks, and after each the pages of the file leave memory.
         """
         raw = np.empty(view.nbytes + _ALIGNMENT, np.uint8)
         first = -raw.ctypes.data % _ALIGNMENT
@@ -174,12 +174,12 @@ class TensorFile:
         return copy
 
     def _release(self) -> None:
-        """Let the file leave the memory of the process."""
+        """Let the pages of the file leave memory."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def require_checksum(self) -> None:
-        """Require that the file has a checksum, and that it is that of its bytes."""
+        """Require that the file has a checksum, and that it matches its bytes."""
         found = self.metadata.get(_CHECKSUM)
         if found is None:
             way_out = "save it with checksum=True, or load it without"
@@ -190,7 +190,7 @@ class TensorFile:
         self._require(computed == found, f"the checksum {found[:8]}...", f"{computed[:8]}...")
 
 
-_DAMAGED = "the file is damaged, or none of this format"
+_DAMAGED = "the file is damaged, or not in this format"
 
 
 def parsed(path: Path, text: bytes) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _are_sizes(value: Any) -> bool:
@@ -231,7 +231,7 @@ def _shortened(value: object) -> str:
 
 
 class Layout(NamedTuple):
-    """Where everything in a new file lies."""
+    """Where everything in a new file is."""
 
     header: bytes
     """The first bytes of the file, up to the first tensor."""
@@ -275,7 +275,7 @@ def write_part(file: BinaryIO, tensor: Tensor, index: tuple[slice, ...], part: A
     starts = [where.indices(length)[0] for where, length in zip(index, tensor.shape, strict=True)]
     strides = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
     divided = [axis for axis, n in enumerate(tensor.shape) if part.shape[axis] != n]
-    outer = divided[-1] if divided else 0  # a run spans all axes behind this one
+    outer = divided[-1] if divided else 0  # a run spans all axes after this one
     little_endian = np.ascontiguousarray(part, tensor.dtype)
     runs = little_endian.reshape(*part.shape[:outer], -1).view(np.uint8)
     first = sum(map(operator.mul, starts, strides))
@@ -286,7 +286,7 @@ def write_part(file: BinaryIO, tensor: Tensor, index: tuple[slice, ...], part: A
 
 
 def write_checksum(file: BinaryIO, header: bytes) -> None:
-    """Put the checksum of a file that is complete into its header."""
+    """Put the checksum of a complete file into its header."""
     file.flush()
     file.seek(0)
     checksum = _checksum(file, len(header), _ZEROS)
@@ -313,10 +313,10 @@ def partial_path(path: Path, token: str) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path, token: str = "") -> Iterator[BinaryIO]:
-    """Open a file beside `path`, and move it there once it is complete and on the disk.
+    """Open a file beside `path`, and move it there once it is complete and on disk.
 
     If the block raises, or the program is killed, `path` is as it was. What killed programs left
-    beside it goes at the next time: a lock tells that no one writes there any more.
+    beside it is removed the next time: a lock tells that no one writes there any more.
     """
     _remove_abandoned(path)
     partial = partial_path(path, token or secrets.token_hex(4))
@@ -333,13 +333,13 @@ def replacing(path: Path, token: str = "") -> Iterator[BinaryIO]:
 
 
 def sync(file: BinaryIO) -> None:
-    """Return when all that was written is on the disk."""
+    """Return once everything written is on disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:
-    """Return when the names in a directory are on the disk."""
+    """Return once the names in a directory are on disk."""
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,13 +1,13 @@
-"""What `jax.export` writes of our containers: named tuples by name, of a state its hyperparameters.
+"""How `jax.export` writes our containers: named tuples by name, states by their hyperparameters.
 
 A function of params, state and x that is exported has their containers in its signature. JAX
-writes tuples, lists, dicts and None; it is told of the others here, when the classes are made. A
+writes tuples, lists, dicts and None; it is told about the others here, when the classes are made. A
 program that reads such a file has to import the classes too: `import mlax.types` imports all.
 
 A config may hold any function, and unpickling would run whatever a file says. So the file has the
 text of the config, see mlax/fingerprint.py, which is enough: the hyperparameters are in the program
 already, and a state is accepted if its config has this text. A state that the program returns can
-be given to it again. For a layer, state.with_variables(returned.variables) has its variables.
+be passed to it again, and state.with_variables(returned.variables) takes its variables to a layer.
 """
 
 import json

@@ -7,7 +7,7 @@ mean far larger than the spread spoils neither the variance nor the centred valu
   mean is m + E[d] and the variance E[d^2] - E[d]^2; the centred values are d - E[d], without the
   rounding of m + E[d]. m is the mean of a sample of at least 1 in 16 elements, so that it is at
   most sqrt(15) standard deviations off, whatever x is, and E[d^2] at most 16 times the variance:
-  the subtraction costs at most 4 bits, and a pass over x less than an exact m would;
+  the subtraction costs at most 4 bits, and one pass over x less than an exact m would;
 - over the axes of a mesh, each shard i does the same on its own, and one all-reduce gathers the
   m_i, E[d_i] and Var[d_i] of all shards, which are then combined by the same rule.
 
@@ -121,10 +121,10 @@ def _sample(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def _rounded(x: jax.Array, bits: int) -> jax.Array:
-    """Return a number in so many bits less.
+    """Return a number rounded by this many bits.
 
-    A compiler can't contract it with what follows, and so take different numbers for it in
-    different places.
+    A compiler can't fuse this into what follows, and so use different values of it in different
+    places.
     """
     info = jnp.finfo(x.dtype)
     return lax.reduce_precision(x, info.nexp, info.nmant - bits)
@@ -167,7 +167,7 @@ def _normal_and_factor(
     else:
         variance = jnp.mean(jnp.square(value), axes, keepdims=True)
     square = variance + epsilon * scale * scale
-    # Of equal numbers that are very large, all of it underflows, but not what it stands for.
+    # For very large equal numbers `square` underflows to 0, though the variance + epsilon does not.
     of_epsilon = lax.rsqrt(jnp.asarray(epsilon, x.dtype)) / scale
     factor = lax.select(square > 0, lax.rsqrt(square), of_epsilon)
     return value * factor, factor * scale
@@ -216,7 +216,7 @@ def elements(x: Shaped, axes: tuple[int, ...]) -> int:
 
 
 WARNS: ContextVar[bool] = ContextVar("warns", default=True)
-"""Whether to warn: not while shapes alone are of interest, as the batch is not mapped then."""
+"""Whether to warn: not while only shapes are wanted, since the batch is not mapped then."""
 
 
 MAP_A_BATCH = (
@@ -226,7 +226,7 @@ MAP_A_BATCH = (
 
 
 def warn_of_one_element(owner: str, count: float, way_out: str) -> None:
-    """Warn, at the user's line, if there is but one element to normalise."""
+    """Warn, at the user's line, if there is only one element to normalise."""
     if count != 1 or not WARNS.get():
         return
     what, got = "more than one element to take statistics of", "one, so that y is 0 whatever x is"

@@ -87,15 +87,15 @@ def summary(
         x: an input of it, or its shapes and dtypes.
         depth: how many levels of layers to print; None prints all.
         inference_mode: whether to evaluate `apply` as in inference, without a gradient.
-        mesh: a mesh, which needs no devices if abstract, to count bytes for each device of.
-        rules: how params and variables are sharded, as in `mlax.sharding.plan`; what no rule is
-            for is whole.
+        mesh: a mesh, abstract or not, for bytes on each of its devices.
+        rules: how params and variables are sharded, as in `mlax.sharding.plan`; those that no rule
+            matches are replicated.
 
     Raises:
         TypeError: an argument is not what it should be.
         ValueError: the rules do not fit the model and the mesh.
-        Exception: whatever `init` or `apply` raises, with a note that gives the path; or their
-            gradient, if there is none, as of `jax.lax.while_loop`: pass inference_mode=True.
+        Exception: whatever `init` or `apply` raises, with a note that gives the path; or what their
+            gradient raises, as that of `jax.lax.while_loop` does: pass inference_mode=True.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> model = mlax.series(mlax.dense(8), mlax.f(jnp.tanh), mlax.dense(2))
@@ -178,9 +178,9 @@ def _scope(outer: _Scope, name_stack: str) -> _Scope:
 
 
 def _with_gradient(run: Callable[..., Any]) -> Callable[..., None]:
-    """Return the function and its gradient by the first two arguments, without their results.
+    """Return the function and its gradient in the first two arguments, without their results.
 
-    What comes before the gradient is the function itself.
+    What runs before the gradient is the function itself.
     """
 
     def both(params: Any, x: Any, *others: Any) -> None:
@@ -254,5 +254,5 @@ def _notes(table: Summary) -> Iterator[str]:
 
 _UNKNOWN = {
     "while": "a loop of unknown length counts once",
-    "cond": "of branches, that with the most counts",
+    "cond": "of several branches, the one with the most counts",
 }

@@ -21,7 +21,7 @@ Y = TypeVar("Y")
 def traced_once(function: Callable[H, Y], name: str) -> Callable[H, Y]:
     """Return the function as one that JAX traces once for equal arguments.
 
-    Arrays that have values, and anything but arrays, are passed to the function as it is.
+    Concrete arrays, and arguments other than arrays, go to the function itself.
 
     Args:
         function: a pure function, which reads nothing that may change, and does not warn. Its

@@ -122,9 +122,9 @@ def combine(tree: T, *others: T) -> T:
 def freeze(params: T, where: Where = "*", copies: Sequence[int] | None = None) -> T:
     """Return params whose selected leaves get no gradient, for use in a loss.
 
-    With `copies`, only these indices of their leading axis get none: so some copies of a
-    `mlax.repeat` are fixed and the others trained. The optimizer sees zero gradients; what it does
-    without one, such as weight decay, `mlax.mask` keeps from the leaves as a whole.
+    With `copies`, only these indices of the leading axis get none: some copies of a `mlax.repeat`
+    are fixed and the others trained. The optimizer sees zero gradients; if it changes leaves all
+    the same, as weight decay does, `mlax.mask` excludes them, as a whole.
 
     Args:
         params: params, for use in a loss.
@@ -134,7 +134,7 @@ def freeze(params: T, where: Where = "*", copies: Sequence[int] | None = None) -
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: `where` selects no leaf, or a leaf has no such copy or another number of them.
+        ValueError: `where` selects no leaf, or leaves lack such a copy or differ in copies.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> params = {"body": jnp.ones((3, 2)), "head": jnp.ones(2)}
@@ -220,7 +220,7 @@ def _selected(owner: str, tree: T, where: Where, way_out: str = "") -> T:
 
 
 def require_selected(owner: str, tree: T, where: Where, way_out: str = "") -> T:
-    """Return the tree with True for each leaf that `where` selects, which must be one at least."""
+    """Return the tree with True for each leaf that `where` selects, which must be at least one."""
     selected = _selected(owner, tree, where, way_out)
     if not any(jax.tree.leaves(selected)):
         got = f"none of {_listed(paths(tree))}"

@@ -58,7 +58,7 @@ def fail(path: Path, max_bytes: int | None, tree: dict[str, Any], process: int) 
                 stack.enter_context(mock.patch(f"mlax.{step}", side_effect=OSError(text)))
             stack.enter_context(pytest.raises(OSError, match=text))
             mlax.save(path, tree, max_bytes=max_bytes)
-    with pytest.raises(ValueError, match=r"arguments in all processes, got other ones in \[1\]"):
+    with pytest.raises(ValueError, match=r"in all processes, got different ones in \[1\]"):
         mlax.save(path, tree | {"steps": 3.0} if process else tree, max_bytes=max_bytes)
 
 

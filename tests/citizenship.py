@@ -74,7 +74,7 @@ def switch_of_sharded_features() -> None:
 
 
 def flattened_features() -> None:
-    """Merge an axis with a sharded one behind it."""
+    """Merge an axis with the sharded one after it."""
     with jax.set_mesh(explicit_mesh()):
         jax.jit(lambda x: x.reshape(16))(sharded(None, "model"))
 
@@ -156,7 +156,7 @@ REASONS = [
     ),
     Reason(
         "c",
-        "no collective over an axis of jax.vmap that lies on explicit mesh axes"
+        "no collective over an axis of jax.vmap that is sharded over explicit mesh axes"
         "|implies that array axis 0 is partitioned",
         "lax.pmean in the user's function, over a sharded axis of vmap: functional.batch_mean",
         mean_over_explicit_axis, "harding",

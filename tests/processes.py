@@ -1,4 +1,4 @@
-"""Training by several processes that are killed, and goes on with another number of them.
+"""Training by several processes that are killed, and resumed with another number of them.
 
     python -m tests.processes [--processes 2 4] [--devices 2]
 
@@ -227,7 +227,7 @@ ROOT = Path(__file__).parent.parent
 FAILURES = ["step", "save", "silence"]
 WORDS = {
     "step": r"Gloo \w+ failed|Failed to send RPC to coordination service",
-    "save": r"save: expected an answer of all processes, got UNKNOWN: Gloo \w+ failed",
+    "save": r"save: expected an answer from all processes, got UNKNOWN: Gloo \w+ failed",
     "silence": r"stopped sending heartbeats|heartbeat timeout",
     "absence": r"DEADLINE_EXCEEDED",
 }

@@ -229,7 +229,7 @@ def test_one_program_for_prompts_of_a_bucket(caplog: pytest.LogCaptureFixture) -
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"prompt": PROMPT[:, :0]}, r"a prompt of one token or more, got \(2, 0\)"),
+        ({"prompt": PROMPT[:, :0]}, r"a prompt of at least one token, got \(2, 0\)"),
         ({"steps": 0}, "steps to be a positive integer, got 0"),
         ({"rng": None}, "a key to draw with, got rng=None; pass"),
         ({"temperature": -1.0}, "temperature to be at least 0, got -1.0"),
@@ -270,7 +270,7 @@ def test_prompts_of_different_lengths_go_on() -> None:
     whole = run(fresh(pair), PROMPT, 5, lengths=lengths)
     first = run(fresh(pair), PROMPT, 3, lengths=lengths)
     last = first.tokens[:, -1:]
-    with pytest.raises(ValueError, match="first_position with lengths and a state that goes on"):
+    with pytest.raises(ValueError, match="first_position with lengths and a state that is not new"):
         run(first.state, last, 2, lengths=1)
     second = run(first.state, last, 2, lengths=1, first_position=lengths + 2)
     both = jnp.concatenate([first.tokens, second.tokens], -1)
@@ -387,7 +387,7 @@ def test_tokens_are_of_a_dtype_that_holds_the_vocabulary(dtype: Any) -> None:
     [
         ({"temperature": jnp.ones(3)}, r"temperature to be one number, got shape \(3,\)"),
         ({"top_p": jnp.ones(3)}, "top_p to be one number"),
-        ({"first_position": 3}, "first_position with lengths alone"),
+        ({"first_position": 3}, "first_position only with lengths"),
     ],
 )
 def test_what_is_no_number_or_has_no_use_is_refused(more: dict[str, Any], match: str) -> None:

@@ -21,7 +21,7 @@ Layer = mlax.Layer[Any, Any, Any, Any]
 
 
 def graph(layer: Layer, x: Any = X, path: str = "") -> Graph:
-    """Return what flows inside of a layer of a model."""
+    """Return what flows inside a layer of a model."""
     keys = tuple(path.split(".")) if path else ()
     return flow(abstract_model("test", layer, x), x).graph(keys)
 

@@ -317,7 +317,7 @@ def test_shapes_may_be_like_what_the_program_takes() -> None:
     for shapes in (ours, {"tokens": "b, l", "mask": "b, l"}, "b, l"):
         program, _, _ = mlax.export(model, params, state, x, shapes, **more)
         assert [str(aval) for aval in program.in_avals[:2]] == ["bool[b,l]", "int32[b,l]"]
-    text = r"a text, or a tree of them like x, got {}; x is {{'mask': 'bool\[1, 2\]', 'tokens"
+    text = r"a string, or a tree of them like x, got {}; x is {{'mask': 'bool\[1, 2\]', 'tokens"
     for wrong, got in ((("b, l", "b, l"), "a tuple"), (3, "3"), ({"token": "b, l"}, "a dict")):
         with pytest.raises(TypeError, match=text.format(got)):
             mlax.export(model, params, state, x, wrong, **more)

@@ -443,5 +443,5 @@ def test_two_functions_of_one_name_are_told_apart() -> None:
         return mlax.f(lambda x: by * x)
 
     params, state = scaled(1.0).init(KEY, X)
-    with pytest.raises(ValueError, match="got <lambda> with other code, defaults or values"):
+    with pytest.raises(ValueError, match="got <lambda> with other code, defaults or closures"):
         scaled(2.0).apply(params, state, X)

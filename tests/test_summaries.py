@@ -127,7 +127,7 @@ def test_a_mesh_divides_bytes_by_rules() -> None:
     assert mlax.summary(gpt(), TOKENS, mesh=mesh, rules=None).rows == whole.rows
     with pytest.raises(ValueError, match="expected rule 0, 'haed.bias', to match a path, got none"):
         mlax.summary(gpt(), TOKENS, mesh=mesh, rules=[("haed.bias", P())])
-    with pytest.raises(ValueError, match="attention.query.kernel .*of the mesh, 'data', 'model', got"):
+    with pytest.raises(ValueError, match="attention.query.kernel .*mesh axes, 'data', 'model', got"):
         mlax.summary(gpt(), TOKENS, mesh=mesh, rules=[("*.kernel", P("modle"))])
     with pytest.raises(ValueError, match=r"of head.bias .*'data' of the mesh, 4, .*\(11,\)"):
         mlax.summary(gpt(), TOKENS, mesh=mesh, rules=[("head.bias", P("data"))])

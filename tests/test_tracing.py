@@ -1,4 +1,4 @@
-"""Tests of `traced_once`: what is shared, and what is told apart."""
+"""Tests of `traced_once`: what is shared, and what is distinguished."""
 
 from typing import Any, NamedTuple
 

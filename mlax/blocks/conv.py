@@ -55,7 +55,7 @@ def conv_transpose(
         filter_dilation, data_format, precision, accum_dtype, dtype, out_sharding: as in
             `mlax.conv`.
 
-    Errors are those of `mlax.conv`.
+    Raises what `mlax.conv` raises.
 
     Source: Zeiler et al., "Deconvolutional networks", 2010; `jax.lax.conv_transpose`.
 
@@ -114,7 +114,7 @@ def depthwise_conv(
         strides, padding, filter_dilation, data_format, precision, accum_dtype, dtype: as in
             `mlax.conv`.
 
-    Errors are those of `mlax.conv`.
+    Raises what `mlax.conv` raises.
 
     Source: Chollet, "Xception", 2017.
 
@@ -157,7 +157,7 @@ def separable_conv(
         strides, padding, filter_dilation, data_format, precision, accum_dtype, dtype: as in
             `mlax.conv`.
 
-    Errors are those of `mlax.conv`.
+    Raises what `mlax.conv` raises.
 
     Source: Chollet, "Xception", 2017.
 

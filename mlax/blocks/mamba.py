@@ -1,4 +1,4 @@
-"""The block of Mamba: a gated selective state space model behind a short causal convolution.
+"""The block of Mamba: a gated selective state space model after a short causal convolution.
 
     x   (length, features)
     y   like x; y_t depends on x_0, ..., x_t
@@ -27,7 +27,7 @@ from mlax.layers.selective_ssm import selective_ssm
 
 
 def _last_inputs(x: Shaped, window: int) -> jax.Array:
-    """Return what the convolution sees before the first x."""
+    """Return the inputs of the convolution before the first x: zeros."""
     return jnp.zeros((window - 1, x.shape[-1]), x.dtype)
 
 
@@ -57,7 +57,7 @@ def mamba_block(
 
     (length, features) -> (length, features). conv is depthwise and causal. With `decodes`, the last
     window - 1 inputs of conv and the h of `mlax.selective_ssm` are variables, and each call, in
-    inference mode, goes on from where the last one ended. Params are the same as without.
+    inference mode, continues where the previous one ended. The params are the same.
 
     Args:
         hidden_features: features of up(n) and gate(n). None means 2 * features.
@@ -67,7 +67,7 @@ def mamba_block(
         decodes: whether the block decodes.
 
     Raises:
-        ValueError: x has other axes than these two.
+        ValueError: x has axes other than these two.
 
     Source: Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", 2023.
 

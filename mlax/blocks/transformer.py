@@ -1,4 +1,4 @@
-"""Blocks of transformers: attention and a perceptron, each with a norm and around it a residual.
+"""Transformer blocks: attention and a perceptron, each with a norm and a residual connection.
 
     x   (..., length, features), or `mlax.AttentionInputs` with such an x
     y   like x
@@ -71,7 +71,7 @@ def _transformer_block(
         raise ValueError(message("transformer_block", "x", wanted, got))
 
     def add(name: str, norm: Any, y: Any, **more: Any) -> Any:
-        """Return y with what a layer adds to it."""
+        """Return y plus what a layer adds to it."""
         normal = norm(y) if norm_first else y
         layer = getattr(sub, name)
         added = layer(AttentionInputs(normal, **more)) if more else layer(normal)
@@ -107,15 +107,15 @@ def transformer_block(
     norm: AnyLayer = layer_norm(), norm_first: bool = True, dropout_rate: Rate = 0.0,
     layer_scale: Number | None = None,
 ) -> Layer[dict[str, Any], DictState, Any, Any]:
-    """A block of a transformer: x + attention(norm(x)), and the same with mlp.
+    """A transformer block: x + attention(norm(x)), and the same with mlp.
 
-    (..., length, features) -> (..., length, features). Of `mlax.AttentionInputs`, mask, bias and
-    positions go to the attention, and so do lengths; what comes out is the same with the new x, so
-    that blocks follow each other in `mlax.series` and `mlax.repeat`.
+    (..., length, features) -> (..., length, features). Of `mlax.AttentionInputs`, mask, bias,
+    positions and lengths go to the attention; the output is the same inputs with the new x, so that
+    blocks can follow each other in `mlax.series` and `mlax.repeat`.
 
-    With `cross_attention` it is a block of a decoder, which attends to inputs.memory between the
-    two: memory_positions and lengths are then those of the memory. (If it compares or rotates by
-    positions itself, decoding needs inputs.positions: only the first attention counts on.)
+    With `cross_attention` it is a decoder block, which attends to inputs.memory between the two:
+    memory_positions and lengths are then those of the memory. (If cross_attention compares
+    positions or rotates by them, decoding needs inputs.positions: only `attention` counts on.)
 
     Args:
         attention: `mlax.attention(num_heads)`, causal for a language model.
@@ -123,10 +123,10 @@ def transformer_block(
         cross_attention: `mlax.attention(num_heads)` for a memory.
         norm: the normalisation, such as `mlax.rms_norm()`; each use has its own parameters.
         norm_first: whether norms come before the layers (pre-norm), or after the sums, as in the
-            first transformer (post-norm).
-        dropout_rate: probability of zero for what a layer adds.
-        layer_scale: what trained factors for each feature of what a layer adds start with, such as
-            1e-4; None means that there are none.
+            original transformer (post-norm).
+        dropout_rate: dropout rate of what a layer adds.
+        layer_scale: initial value of trained factors, one for each feature of what a layer adds,
+            such as 1e-4; None means that there are none.
 
     Source: Vaswani et al., "Attention is all you need", 2017; Xiong et al., "On layer
     normalization in the transformer architecture", 2020, for pre-norm; Touvron et al., "Going

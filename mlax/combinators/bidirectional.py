@@ -31,7 +31,7 @@ def bidirectional(
 
     (xs, (h_forward, h_backward)) -> (ys, (h_forward, h_backward)), where ys are the outputs of
     recurrent(cell_forward) and of recurrent(cell_backward, reverse=True), concatenated along
-    the last axis. None in place of the carries means zeros, for cells to which it means that, as in
+    the last axis. None in place of the carries means zeros, if the cells take None as that, as in
     `mlax.recurrent`. The two get their keys by the rule of `mlax.series`.
 
     Args:

@@ -103,7 +103,7 @@ class Block(Wired[Any, State[Any, WiredConfig], Any, Any]):
 @combinator(kind=Block)
 def wired(x: Any, wiring: Any, /, **layers: Sublayer) -> Any:
     """The combinator behind `block`."""
-    return wiring.function(Sublayers(layers), x)  # a call less on the stack
+    return wiring.function(Sublayers(layers), x)  # one stack frame fewer
 
 
 wired.__name__ = "block"  # the name in errors

@@ -34,7 +34,7 @@ class CarriedConfig(NamedTuple):
 
 @serializable
 class CarriedVariables(NamedTuple):
-    """Variables of `carried` that decodes."""
+    """Variables of `carried` when it decodes."""
 
     carry: Any
     """The carry after the last call."""
@@ -63,18 +63,18 @@ def carried(
     """A layer from (x, h) to (y, h), such as `mlax.recurrent(cell)`, as a layer from x to y.
 
     Each call of `apply` starts with the carry start(x), or with zeros. With `decodes`, the carry is
-    a variable: each call, in inference mode, goes on from where the last one ended, so that a
-    sequence may come in parts of any length. Params are the same as without.
+    a variable: each call, in inference mode, continues where the previous one ended, so a sequence
+    may come in chunks of any length. The params are the same as without `decodes`.
 
     Args:
         layer: a layer from (x, h) to (y, h), where h keeps its shapes and dtypes.
-        start: `start(x)` returns the first carry. None means zeros, for a layer to which (x, None)
-            means that: `mlax.lru` and its kind, and `mlax.recurrent` and `mlax.bidirectional` of
-            any cells of mlax.
-        decodes: whether the carry is kept.
+        start: `start(x)` returns the first carry. None means zeros, for a layer that takes None
+            as that: `mlax.lru` and its kind, and `mlax.recurrent` and `mlax.bidirectional` with
+            cells of mlax.
+        decodes: whether the carry is kept from call to call.
 
     Raises:
-        ValueError: it decodes and is not in inference mode.
+        ValueError: `decodes` is set and `apply` is not in inference mode.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> lstm = mlax.recurrent(mlax.lstm_cell(4))

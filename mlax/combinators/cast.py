@@ -65,7 +65,7 @@ def cast(
         layer: any layer.
         params_dtype: dtype that parameters are stored in; None keeps that of the layer.
         compute_dtype: dtype that parameters and x are cast to for the layer; None casts neither.
-        output_dtype: dtype that y is cast to; None returns y as the layer does.
+        output_dtype: dtype that y is cast to; None leaves y as the layer returns it.
 
     Source: Micikevicius et al., "Mixed precision training", 2018.
 

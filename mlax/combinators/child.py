@@ -104,7 +104,7 @@ def children_of(config: Any) -> list[Child]:
 
 
 def only_child_of(config: Any) -> Child | None:
-    """Return the one layer inside of a layer whose path and params it shares, None if it has none.
+    """Return the only layer inside a layer, which shares its path and params, or None.
 
     Such a layer has no key.
     """
@@ -121,7 +121,7 @@ def viewed(child: Child, params: Any, variables: Any) -> Any:
 
 
 def variables_of(state: Any) -> Any:
-    """Return the variables of a state, which is all of a foreign one."""
+    """Return the variables of a state: all of it, if it is foreign."""
     return state.variables if isinstance(state, State) else state
 
 
@@ -224,7 +224,7 @@ def init_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Key, x: Any) -> 
 def _output_of_leaf(
     owner: str, layer: AnyLayer, child: Child, params: Any, variables: Any, x: Any, rng: Key
 ) -> Any:
-    """Return the shapes of an output, which are found once for equal layers with equal inputs."""
+    """Return the shapes of an output, found only once for equal layers with equal inputs."""
     tracing = _TRACING.get()
     if tracing is None:
         return output_shapes(owner, child, params, variables, x, rng)
@@ -237,7 +237,7 @@ def _output_of_leaf(
 def _with_path(
     output: Callable[[], Any], owner: str, key: ChildKey, kind: str
 ) -> Callable[[], Any]:
-    """Return a function whose errors have the path of the child, as those of its `init` have."""
+    """Return the function, with the path of the child added to its errors, as in its `init`."""
 
     def located() -> Any:
         try:
@@ -305,7 +305,7 @@ def _require_arrays(tree: Any) -> None:
 
 
 def _is_plain(leaf: Any) -> bool:
-    """Return whether JAX would return a shape as it is."""
+    """Return whether `jax.eval_shape` would return this shape unchanged."""
     if type(leaf) is not jax.ShapeDtypeStruct or leaf.sharding is not None:
         return False
     return bool(leaf.dtype == jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True))
@@ -350,16 +350,16 @@ def cast_floating(tree: Any, dtype: DTypeLike | None) -> Any:
 
 
 class _Tracing(NamedTuple):
-    """The results of abstract evaluation in one run of `init`, so that each is found only once."""
+    """The results of abstract evaluation in one run of `init`, so that nothing is done twice."""
 
     known: dict[Hashable, Made]
     """Children by layer and input."""
     outputs: dict[Hashable, Any]
-    """Shapes of the outputs of layers that are no combinators, by layer, input, params, ..."""
+    """Shapes of the outputs of layers that are not combinators, by layer, input, params, ..."""
     abstract: bool
-    """Whether a trace is under way that keeps only shapes."""
+    """Whether a trace that keeps only shapes is under way."""
     placeholders: dict[Hashable, tuple[Any, jax.Array]]
-    """The placeholders of the trace by type, each with the state of JAX that it belongs to."""
+    """The placeholders of the trace by type, each with the JAX context that it belongs to."""
 
 
 _TRACING: ContextVar[_Tracing | None] = ContextVar("tracing", default=None)
@@ -392,7 +392,7 @@ def abstract_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Any, x: Any)
 
 
 def remembered(layer: AnyLayer, x: Any, made: Made, y: Any) -> Made:
-    """Return a child as shapes and dtypes; a trace that keeps only shapes finds it again."""
+    """Return a child as shapes and dtypes, and keep it for a trace that keeps only shapes."""
     tracing = _TRACING.get()
     assert tracing is not None, "remembered must be called within one_tracing"
     params, variables, y = shapes((made.params, made.variables, y))
@@ -402,9 +402,9 @@ def remembered(layer: AnyLayer, x: Any, made: Made, y: Any) -> Made:
 
 
 def is_traced(x: Any) -> bool:
-    """Return whether placeholders for x may join a trace that is under way and keeps only shapes.
+    """Return whether placeholders for x may join the trace under way, which keeps only shapes.
 
-    That one trace serves all levels lets models be nested more deeply.
+    Sharing one trace between all levels lets models be nested more deeply.
     """
     tracing = _TRACING.get()
     if tracing is None or not tracing.abstract:
@@ -436,7 +436,7 @@ def placeholders(tree: Any) -> Any:
 
 
 def _shared_placeholders(tree: Any) -> Any:
-    """Return placeholders that are one array where types are equal: models have many of a type."""
+    """Return placeholders, one array for each type: models have many arrays of one type."""
     tracing, state = _TRACING.get(), get_opaque_trace_state()
     assert tracing is not None, "_shared_placeholders must be called within one_tracing"
 
@@ -486,7 +486,7 @@ def apply_child(
         call = rng, inference_mode, batch_axis_name
         apply: Any = child.apply
         with _scope(child.key, kind), taps.below(child.key), constraints.below(child.key):
-            if isinstance(apply, BoundApply):  # a call less on the stack: models may be deep
+            if isinstance(apply, BoundApply):  # one stack frame fewer: models may be deep
                 state = apply.admitted(params, state, x, *call)
                 apply = apply.pair.unchecked_apply
             if constraints.are_set() and only_child_of(child.config) is None:

@@ -95,7 +95,7 @@ class Composed(Pair[H, P, State[V, ComposedConfig], X, Y], Generic[H, P, V, X, Y
         return layer
 
     def layer_for(self, x: Any, hparams: HParams) -> AnyLayer:
-        """Return the layer that the function makes of x and hyperparameters."""
+        """Return the layer that the function makes from x and hyperparameters."""
         passed = self.bound(hparams)
         return self._layer(x, *passed.args, **passed.kwargs)
 

@@ -45,8 +45,8 @@ def frozen(rng: Key, x: Any, layer: AnyLayer) -> Made:
     """A layer that always runs in inference mode and whose parameters get no gradient.
 
     Its state does not change, it needs no key, and the gradient with respect to x passes
-    through. The optimizer sees zero gradients for its parameters; if it would change them
-    anyway, as weight decay does, exclude them with `mlax.mask`.
+    through. The optimizer sees zero gradients for its parameters; if it changes them
+    all the same, as weight decay does, exclude them with `mlax.mask`.
 
     Args:
         layer: any layer.

@@ -91,7 +91,7 @@ def apply_concatenate(params: tuple[()], config: ConcatenateConfig, x: Entries) 
 def concatenate(rng: Key, x: Any, axis: Axis = -1) -> tuple[()]:
     """The entries of a tuple or dict of arrays, concatenated along an axis.
 
-    The entries of a dict are taken in the order of their sorted names, since jax keeps no other.
+    The entries of a dict are taken in the order of their sorted names, the only one jax keeps.
 
     Args:
         axis: the axis along which the entries are concatenated.

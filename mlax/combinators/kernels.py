@@ -52,12 +52,12 @@ def kernels_of(owner: str, child: Child, copies: int = 0) -> Callable[[str, Any]
     """Return a function from the path and the array of a kernel in a layer to its `Kernel`.
 
     Args:
-        owner: who asks, for errors.
+        owner: name of the caller, for errors.
         child: the layer.
         copies: the number of leading axes of all its arrays that hold copies of it.
 
     Raises:
-        ValueError: the array is no matrix, in each copy, and its layout is unknown.
+        ValueError: the array is not a matrix in each copy, and its layout is unknown.
     """
     owners = owners_of(child)
 
@@ -87,13 +87,13 @@ class Within(NamedTuple):
     copies: int
     """The number of leading axes of its arrays that hold copies of it."""
     plain: Child
-    """The whole, with the layer of the combinator in its place."""
+    """The whole layer, with the combinator replaced by the layer inside it."""
 
 
 def within(state: Any, config: type[Any], variables: type[Any]) -> Within | None:
-    """Return the combinator with a config and variables of these types that a state is of.
+    """Find the combinator in a state whose config and variables have these types.
 
-    There may be combinators of one layer around it. None if the state is of another layer.
+    Combinators of one layer may surround it. None if the state is that of another layer.
     """
     if not isinstance(state, State) or not isinstance(state.variables, variables):
         return None
@@ -118,7 +118,7 @@ def _within(child: Child, kind: type[Any]) -> Within | None:
 
 
 def not_around(owner: str, kind: str, state: Any) -> str:
-    """Return the error of a state that `within` finds nothing in."""
+    """Return the error for a state in which `within` finds nothing."""
     got = described(state)
     if isinstance(state, State):
         got = f"that of {layer_name(state.config)}"

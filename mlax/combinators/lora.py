@@ -2,12 +2,12 @@
 
     W  (..., inputs, outputs), a leaf of the params of the layer, now a variable
     a  (..., inputs, rank)
-    b  (..., rank, outputs), which starts with zeros
+    b  (..., rank, outputs), which starts as zeros
 
 The kernel of a convolution counts as a matrix with inputs = (window..., in_channels) as one axis.
 
-params are like those of the layer, with (a, b) in the place of each W, and None elsewhere. So only
-what is trained has a gradient and a place in the optimizer.
+params mirror those of the layer, with (a, b) in place of each W, and None elsewhere. So only what
+is trained has a gradient and optimizer state.
 """
 
 import math
@@ -35,7 +35,7 @@ X = TypeVar("X")
 
 @serializable
 class Adapter(NamedTuple):
-    """What is trained in the place of a kernel."""
+    """What is trained in place of a kernel."""
 
     a: jax.Array
     """(..., inputs, rank)."""
@@ -53,7 +53,7 @@ class LoraVariables(NamedTuple):
     """The variables of the layer."""
 
     def holding(self, other: Any) -> Any:
-        """Return variables with the weights of another."""
+        """Return these variables, with the weights that `other` holds."""
         return self._replace(base=other.base)
 
 
@@ -67,7 +67,7 @@ class LoraConfig(NamedTuple):
     rank: int
     """Length of the axis that a and b share."""
     alpha: float | None
-    """The factor of a @ b, times rank."""
+    """rank times the factor of a @ b; None means rank."""
 
     @property
     def scale(self) -> float:
@@ -81,7 +81,7 @@ class LoraConfig(NamedTuple):
 
         Args:
             params: the adapters.
-            variables: those of `lora`.
+            variables: the variables of `lora`.
             copies: the number of leading axes of all arrays that hold copies of it.
         """
         layer, base, inner = _multiplied_out(self.layer, variables.base, variables.layer)
@@ -110,7 +110,7 @@ class LoraConfig(NamedTuple):
 
 
 def _multiplied_out(child: Child, params: Any, variables: Any) -> tuple[Child, Any, Any]:
-    """Return a layer with its params and variables, or that in `mlax.quantized`."""
+    """Return a layer with params and variables, or the dequantized one in `mlax.quantized`."""
     if isinstance(child.config, QuantizedConfig):
         return child.config.view(params, variables)
     return child, params, variables
@@ -141,25 +141,25 @@ def lora(
     """Low-rank adaptation: the layer with kernels W + (alpha / rank) a @ b, where W is fixed.
 
     params are the adapters (a, b), at the paths of the kernels; the params of the layer are
-    variables. b starts with zeros, and so the layer starts as it was. A kernel has an adapter for
-    each copy of its layer in `mlax.repeat`, `mlax.ensemble` and `mlax.moe`.
+    variables. b starts as zeros, so at first the layer computes what it did before. A kernel has an
+    adapter for each copy of its layer in `mlax.repeat`, `mlax.ensemble` and `mlax.moe`.
 
-    `mlax.init_lora` starts from params that are there already, `mlax.init_state` makes a state for
-    decoding with the same weights, and `mlax.merge_lora` returns params of the layer alone. Put it
-    around the whole model: its variables go through every loop that it is in.
+    `mlax.init_lora` starts from existing params, `mlax.init_state` makes a state for decoding with
+    the same weights, and `mlax.merge_lora` returns the params of the layer alone. Put `mlax.lora`
+    around the whole model: every loop around it would carry its variables.
 
     `mlax.lora(mlax.quantized(layer), ...)` adds adapters to kernels in 8 bits (QLoRA).
 
     Args:
         layer: any layer.
-        where: which leaves of its params, by path, "*.attention.*.kernel": in each copy
-            (inputs, outputs), or the kernel of a `mlax.conv`.
+        where: which leaves of the layer's params have adapters, by path: "*.attention.*.kernel".
+            They are (inputs, outputs) in each copy of their layer, or kernels of `mlax.conv`.
         rank: length of the axis that a and b share, at most that of inputs and of outputs.
         alpha: the factor of a @ b is alpha / rank; None means 1.
         kernel_initializer: called with the shape (inputs, rank), for each copy.
 
     Raises:
-        ValueError: `where` selects no leaf, or one of another layout; the rank is too large.
+        ValueError: `where` selects no leaf, or one with another layout, or the rank is too large.
 
     Source: Hu et al., "LoRA: low-rank adaptation of large language models", 2021; Dettmers et al.,
     "QLoRA: efficient finetuning of quantized LLMs", 2023.
@@ -209,18 +209,18 @@ def lora(
 def init_lora(
     layer: Layer[Any, S, X, Any], rng: Key, x: X, params: Any, state: Any
 ) -> tuple[Any, S]:
-    """Return the adapters and the state of a layer made by `lora`, for params that are there.
+    """Return the adapters and the state of a layer made by `lora`, from existing params.
 
     Args:
         layer: a layer made by `mlax.lora`, or by combinators of one layer around it.
         rng: PRNG key for the adapters.
         x: an input, or its shapes and dtypes.
-        params: the params of the layer within.
+        params: the params of the layer inside.
         state: its state.
 
     Raises:
-        TypeError: the params are of another structure or dtype, or the state is of another layer.
-        ValueError: the params are of other shapes.
+        TypeError: the params have another structure or dtype, or the state is of another layer.
+        ValueError: the params have other shapes.
     """
     _, own = jax.eval_shape(layer.init, rng, x)
     found = within(own, LoraConfig, LoraVariables)
@@ -235,16 +235,16 @@ def init_lora(
 
 
 def merge_lora(params: Any, state: Any) -> tuple[Any, Any]:
-    """Return params and state of the layer within `lora`, with the adapters added to its kernels.
+    """Return params and state of the layer inside `lora`, with the adapters added to its kernels.
 
-    The layer itself gives the same outputs with them, up to rounding. Combinators of one layer
-    around `lora`, such as `mlax.batched`, are around that layer then. If `lora` is directly around
-    `mlax.quantized`, they are those of the layer in it, as 8 bits can't hold the sum. Of other
-    layers that hold one in `mlax.quantized`, merge the adapters first.
+    With them, the layer itself gives the same outputs, up to rounding. Combinators of one layer
+    around `lora`, such as `mlax.batched`, remain, around that layer. If `lora` is directly around
+    `mlax.quantized`, the result belongs to the layer inside both, as 8 bits can't hold the sum. If
+    `mlax.quantized` is further inside, merge the adapters before calling `mlax.merge_quantized`.
 
     Raises:
-        TypeError: the state is none of `mlax.lora`.
-        ValueError: the adapters are of another shape.
+        TypeError: the state is not one of `mlax.lora`.
+        ValueError: the adapters have other shapes.
     """
     found = within(state, LoraConfig, LoraVariables)
     if found is None:
@@ -253,6 +253,6 @@ def merge_lora(params: Any, state: Any) -> tuple[Any, Any]:
     plain = found.plain.state(state.variables.layer)
     if layer is not found.config.layer:
         inner = within(plain, QuantizedConfig, QuantizedVariables)
-        assert inner is not None  # it is around that
+        assert inner is not None  # `lora` is around `quantized`
         plain = inner.plain.state(variables)
     return merged, plain

@@ -87,7 +87,7 @@ class Routed(NamedTuple):
     load: Any
     """(num_experts,), int32: how many tokens chose each expert."""
     dropped: Any
-    """(num_experts,), int32: how many of them it had no room for."""
+    """(num_experts,), int32: how many of these each expert had no room for."""
 
 
 @serializable
@@ -110,7 +110,7 @@ class MoeConfig(NamedTuple):
     top_k: int
     """Number of experts that each token chooses."""
     capacity_factor: float | None
-    """Slots of all experts per choice."""
+    """Number of slots of all experts, per choice."""
     dispatch: str
     """How tokens get to their experts and back."""
     normalize: bool | None
@@ -185,7 +185,7 @@ def apply(
 
 
 def _spec_of_slots(experts: Any, x: jax.Array, capacity: int | None) -> PartitionSpec:
-    """Return the mesh axes of the slots: those of the experts, and of the tokens if they fit."""
+    """Return the mesh axes of the slots: of the experts, and of the tokens if they fit."""
     of_experts = [mesh.spec_of(leaf)[0] for leaf in jax.tree.leaves(experts)[:1]]
     taken = mesh.names_in(of_experts)
     rows = [name for name in mesh.names_in(mesh.spec_of(x)[:-1]) if name not in taken]
@@ -210,7 +210,7 @@ class _Sums(NamedTuple):
     """Sums over tokens."""
 
     tokens: jax.Array
-    """Number of tokens that are no padding."""
+    """Number of real tokens."""
     load: jax.Array
     """(num_experts,): number of choices."""
     dropped: jax.Array
@@ -218,7 +218,7 @@ class _Sums(NamedTuple):
     probability: jax.Array
     """(num_experts,)."""
     squared: jax.Array
-    """Of the squares of logsumexp(logits)."""
+    """Sum of logsumexp(logits)^2."""
 
 
 def _routed(
@@ -229,7 +229,7 @@ def _routed(
     n = config.num_experts
     x = x.reshape(_count(x), x.shape[-1])
     mask = jnp.ones(x.shape[:1], bool) if mask is None else mask.reshape(x.shape[0])
-    x = jnp.where(mask[:, None], x, 0)  # or NaN in padding would reach the sums
+    x = jnp.where(mask[:, None], x, 0)  # otherwise NaN in padding would reach the sums
     wide = x.astype(wide_dtype(x.dtype))
     logits = matmul("moe", wide, kernel, lax.Precision.HIGHEST)
     probabilities = jax.nn.softmax(logits, -1)
@@ -337,7 +337,7 @@ def _capacity(
     """Return the number of slots of each expert, None if it has one for every token."""
     if capacity_factor is None:
         return None
-    # Exact, and of integers, as the number of tokens may be symbolic.
+    # Exact, and in integers, since the number of tokens may be symbolic.
     factor = Fraction(str(capacity_factor)) * top_k / num_experts
     return None if factor >= 1 else -(-tokens * factor.numerator // factor.denominator)
 
@@ -353,7 +353,7 @@ def moe(
 
     (..., features) -> `mlax.types.Routed`: y (..., out_features), losses and counts. All leading
     axes hold tokens; x may be `mlax.MoeInputs`, some of whose tokens are padding. The router gives
-    a token its probabilities of the experts, softmax(x @ kernel), in float32 or better. y is the
+    each token probabilities over the experts, softmax(x @ kernel), in float32 or better. y is the
     sum of the outputs of the most probable experts, weighted by these probabilities.
 
     As shapes are static, each expert takes at most
@@ -361,9 +361,9 @@ def moe(
         capacity = ceil(capacity_factor * tokens * top_k / num_experts)
 
     tokens: first choices before second ones, and among these earlier tokens before later ones. A
-    choice beyond that is dropped: it adds 0 to y, and the other weights stay what they are. So
-    what is dropped depends on all tokens, later ones included; where that must not be, as in
-    decoding, use the same params with capacity_factor=None.
+    choice beyond that is dropped: it adds 0 to y, and the other weights are unchanged. So what is
+    dropped depends on all tokens, later ones included; where it must not, as in decoding, use the
+    same params with capacity_factor=None.
 
     In `mlax.batched` and `jax.vmap` each example, and in `jax.shard_map` each shard, has a capacity
     and counts of its own. The losses are those of the whole batch, over `batch_axis_name`, in
@@ -386,10 +386,10 @@ def moe(
             num_experts / top_k or more: every expert then runs on every token.
         dispatch: how tokens get to their experts. "sorted" sorts the choices and moves rows.
             "einsum" multiplies by arrays (tokens, num_experts, capacity), which takes time and
-            memory quadratic in the number of tokens; it is for compilers and devices that only do
-            products well. Results are the same, but that one token of NaN spoils all in "einsum".
-        normalize: whether the weights of a token are divided by their sum. None means that they are
-            if `top_k` > 1: a single one would always be 1, and y would not train the router.
+            memory quadratic in the number of tokens; it is for compilers and devices that do only
+            products well. Results are the same, but in "einsum" a token of NaN spoils all others.
+        normalize: whether the weights of a token are divided by their sum. None means True if
+            `top_k` > 1: a single weight would always be 1, and y would not train the router.
         kernel_initializer: called with (features, num_experts), and the key fold_in(rng, 0).
         dtype: dtype of the kernel of the router.
 

@@ -1,14 +1,14 @@
 """n copies of a layer in series, on the devices of a mesh axis: GPipe's schedule.
 
-Each of S devices, a stage, holds n / S of the copies. The batch is cut into M microbatches. In step
-t, stage s runs its copies on microbatch t - s, and the next stage receives the activations:
+Each of S devices, a stage, holds n / S of the copies. The batch is split into M microbatches. In
+step t, stage s runs its copies on microbatch t - s, and the next stage receives the activations:
 
     step      0   1   2   3   4   5       M = 4 microbatches, S = 3 stages
     stage 0   0   1   2   3
     stage 1       0   1   2   3
     stage 2           0   1   2   3
 
-Of the M + S - 1 steps, a stage waits for S - 1: the bubble is (S - 1) / (M + S - 1) of the time, in
+A stage idles for S - 1 of the M + S - 1 steps: the bubble is (S - 1) / (M + S - 1) of the time, in
 the backward pass too. params and variables are those of `mlax.repeat`: those of the layer, each
 array with a leading axis of n copies.
 
@@ -72,12 +72,12 @@ def apply(
     steps = count + len(following)
     carries = _changes(call, child, params, variables, keys, xs)
     if carries and call.inference_mode:
-        what, got = "a layer whose variables stay in inference", "one that changes them"
+        what, got = "a layer whose variables stay fixed in inference", "one that changes them"
         way_out = "decode with mlax.repeat: its params are the same"
         raise ValueError(expected("pipeline", what, got, way_out))
 
     def stage(params: Any, variables: Any, keys: Any, xs: Any) -> tuple[Any, Any, Any]:
-        """Return what the copies of a stage make of all microbatches, and the next variables."""
+        """Return the outputs for all microbatches, the next variables and the tapped values."""
         index = lax.axis_index(axis_name) if stages else 0
 
         def step(carry: tuple[Any, Any], inputs: tuple[Any, Any, Any]) -> tuple[Any, Any]:
@@ -90,8 +90,8 @@ def apply(
             works = (i >= 0) & (i < count)
             return (sent, _where(works, after, before) if carries else ()), (y, values)
 
-        # A stage that waits computes with a microbatch as it came: with zeros, it could arrive at
-        # infinity, and its gradient, which is dropped, at NaN.
+        # An idle stage computes on a real microbatch: with zeros, its output could become infinite,
+        # and its gradient, which is dropped, NaN.
         carry = jax.tree.map(lambda a: a[0], xs), variables if carries else ()
         i = jnp.arange(steps) - index
         if following:
@@ -115,7 +115,7 @@ def _on_stages(
 ) -> Callable[..., Any]:
     """Return a function of whole arrays that runs `stage` on each device along the mesh axis.
 
-    Each stage has its own copy of xs and ys inside; of ys, that of the last stage counts. The sums
+    Inside, each stage has its own xs and ys, of which only the ys of the last stage count. The sums
     over stages are left to the compiler: XLA for CPUs aborts at `jax.lax.psum` in bfloat16 here.
     """
     first, second = PartitionSpec(axis_name), PartitionSpec(None, axis_name)
@@ -176,7 +176,7 @@ def _stages(axis_name: str, n: int, arrays: Any) -> int | None:
         what, got = "a mesh that is set", f"none, and arrays sharded over {axis_name!r}"
         raise ValueError(expected("pipeline", what, got, "call it in jax.set_mesh(mesh)"))
     if axis_name in around.manual_axes:
-        what, got = f"to map {axis_name!r} itself", "a call inside of jax.shard_map over it"
+        what, got = f"to map {axis_name!r} itself", "a call inside jax.shard_map over it"
         raise ValueError(expected("pipeline", what, got, "leave it out of axis_names there"))
     if set(around.axis_names) == set(around.manual_axes):
         return None
@@ -220,30 +220,30 @@ def pipeline(
 ) -> Made:
     """n copies of a layer in series, run in stages by the devices along a mesh axis.
 
-    Every array of x has a leading batch axis, of which the layer sees a part at a time: it treats
-    each example for itself. Put a layer for one example into `mlax.batched`, and that in here; in
-    `mlax.batched`, a pipeline would cut the leading axis of the example. Params, variables and
-    results are those of `mlax.repeat(layer, n)`, and params of the one serve the other.
+    Every array of x has a leading batch axis, of which the layer sees a part at a time: it must
+    treat each example alone. Put a layer for one example into `mlax.batched`, and that into the
+    pipeline; the other way round, the pipeline would split the leading axis of an example. Params,
+    variables and results are those of `mlax.repeat(layer, n)`; params of either serve the other.
 
-    In `jax.set_mesh`, on a mesh that has the axis, each of the devices along it runs the copies
-    that it holds, and only activations move. Params and variables belong there as
-    PartitionSpec(axis_name). The other axes of the mesh are left to the compiler; it adds up the
+    Within `jax.set_mesh`, on a mesh that has the axis, each device along it runs the copies that it
+    holds, and only activations move. Params and variables are sharded over it, by
+    PartitionSpec(axis_name). The other mesh axes are left to the compiler, which adds up the
     gradients of a sharded batch in every step. Without a mesh, one device runs everything.
 
-    Example i is in microbatch i % microbatches. The results are those of `mlax.repeat`, called with
+    Example i is in microbatch i % microbatches. The results are those of `mlax.repeat` called on
     one microbatch after the other, on any number of devices:
 
-    - Of several microbatches, m gets the key fold_in(rng, m). Dropout masks are the same on all
-      meshes, but not those of `mlax.repeat` for the whole batch.
-    - Variables go from one to the next. Statistics are those of a microbatch, and running ones are
-      updated with each. In inference they must stay: decode with `mlax.repeat`.
+    - If there are several, microbatch m gets the key fold_in(rng, m). Dropout masks are the same on
+      all meshes, but differ from those of `mlax.repeat` on the whole batch.
+    - Variables pass from one to the next: statistics are taken over one microbatch, and running
+      ones are updated with each. In inference they must not change: decode with `mlax.repeat`.
     - Intermediate values (`mlax.tap`) have axes (microbatches, copies) in front.
 
     Args:
         layer: a layer whose output has the shapes and dtypes of its input.
         n: number of copies, a multiple of the number of stages.
-        microbatches: number of parts of the batch. With S stages, (S - 1) / (microbatches + S - 1)
-            of the time is waiting.
+        microbatches: number of parts of the batch. With S stages, each stage idles for
+            (S - 1) / (microbatches + S - 1) of the time.
         axis_name: the mesh axis of the stages.
         unroll: number of copies per iteration of the loop of a stage, as in `jax.lax.scan`.
         remat: save only the inputs of the copies for the backward pass and recompute the
@@ -253,9 +253,8 @@ def pipeline(
 
     Raises:
         ValueError: the output of the layer differs from its input, microbatches don't divide the
-            batch or stages the copies, the mesh has other axes alone, or variables change in
-            inference.
-        NotImplementedError: it is inside of `jax.shard_map` with check_vma=True.
+            batch or stages the copies, the mesh lacks the axis, or variables change in inference.
+        NotImplementedError: it is inside `jax.shard_map` with check_vma=True.
 
     Source: Huang et al., "GPipe: efficient training of giant neural networks using pipeline
     parallelism", 2019.

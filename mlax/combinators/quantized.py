@@ -3,16 +3,16 @@
     W       (..., inputs, outputs), a kernel of `mlax.conv`, or an embedding (vocab_size, embed_dim)
     values  the shape of W
     scale   the same with inputs of length 1, or (vocab_size, 1), in float32: max |W| / most over
-            inputs, where most is the largest number that is kept: 127 for int8, 448 for float8
+            inputs, where most is the largest value used: 127 for int8, 448 for float8
 
 int8 rounds to whole steps: |values * scale - W| <= scale / 2, which is max |W| / 254. float8_e4m3fn
-rounds to 4 significant bits: the error is at most |W| / 16, or scale / 1024 if that is more. On top
-of both comes the rounding of the product to the dtype of W. No scale is below 1e-38.
+rounds to 4 significant bits: the error is at most |W| / 16, or scale / 1024 if that is more. In
+both, values * scale is then rounded to the dtype of W. No scale is below 1e-38.
 
-Only weights are quantized: they are multiplied out where they are used. The block-scaled products
-of `jax.nn.scaled_matmul` (mxfp8) run on some GPUs alone, and are not used.
+Only weights are quantized: they are dequantized where they are used. The block-scaled products
+of `jax.nn.scaled_matmul` (mxfp8) run only on some GPUs, and are not used.
 
-8 bits can't be trained: they are variables, and params are the weights that are left.
+Weights in 8 bits can't be trained, so they are variables; params are the other weights.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ S = TypeVar("S")
 X = TypeVar("X")
 
 _MOST = {jnp.dtype(jnp.int8): 127, jnp.dtype(jnp.float8_e4m3fn): 448}
-"""The largest number that is kept, for each dtype."""
+"""The largest value used, for each dtype."""
 
 
 @functools.partial(
@@ -48,7 +48,7 @@ _MOST = {jnp.dtype(jnp.int8): 127, jnp.dtype(jnp.float8_e4m3fn): 448}
 )
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """What is kept in the place of an array: values * scale."""
+    """What is stored in place of an array: values * scale."""
 
     values: jax.Array
     """int8 or float8, the shape of the array."""
@@ -81,7 +81,7 @@ class QuantizedVariables(NamedTuple):
     """The variables of the layer."""
 
     def holding(self, other: Any) -> Any:
-        """Return variables with the weights of another."""
+        """Return these variables, with the weights that `other` holds."""
         return self._replace(weights=other.weights)
 
 
@@ -93,10 +93,10 @@ class QuantizedConfig(NamedTuple):
     where: Where
     """Which leaves of its params are quantized."""
     dtype: DTypeLike
-    """What they are kept in."""
+    """The dtype that they are stored in."""
 
     def view(self, params: Any, variables: QuantizedVariables) -> tuple[Child, Any, Any]:
-        """Return the layer with its params, multiplied out, and its variables."""
+        """Return the layer with its dequantized params and its variables."""
         products = jax.tree.map(
             lambda small: small.array, variables.weights, is_leaf=lambda n: isinstance(n, Quantized)
         )
@@ -106,7 +106,7 @@ class QuantizedConfig(NamedTuple):
 def apply(
     call: Call, config: QuantizedConfig, params: Any, variables: QuantizedVariables, x: Any
 ) -> tuple[Any, QuantizedVariables]:
-    """Return the output of the layer with its weights multiplied out: see `mlax.quantized`."""
+    """Return the output of the layer with its weights dequantized: see `mlax.quantized`."""
     y, after = call(*config.view(params, variables), x)
     return y, QuantizedVariables(variables.weights, after)
 
@@ -117,7 +117,7 @@ def is_weight(path: str, leaf: Any) -> bool:
 
 
 def _chosen(config: QuantizedConfig, params: Any) -> tuple[Any, Any]:
-    """Return the params that are quantized, and the others, with None in the place of the rest."""
+    """Return the params to quantize and the others, each with None in place of the rest."""
     way_out = "the arrays of mlax.lora and mlax.quantized are variables: put mlax.lora around this"
     is_chosen = require_selected("quantized", params, config.where, way_out)
     chosen, others = (
@@ -167,30 +167,31 @@ KeptDType: TypeAlias = Annotated[DTypeLike, Rule(_read_kept)]
 def quantized(
     rng: Key, x: Any, layer: AnyLayer, where: Pattern = is_weight, *, dtype: KeptDType = jnp.int8
 ) -> Made:
-    """A layer whose weights are kept in 8 bits, a quarter of their size in float32.
+    """A layer whose weights are stored in 8 bits, a quarter of their size in float32.
 
-    Each output channel of a kernel has a scale, in each copy of the layer, and each row of an
+    Each output channel of a kernel, in each copy of the layer, has a scale, as has each row of an
     embedding. In int8 the largest error is max |W| / 254 over the channel or row; in float8_e4m3fn
     it is |W| / 16 for each weight, or max |W| / 450_000 if that is more. A channel with a NaN or an
-    infinity is NaN. What is quantized is a variable; params are the others, such as biases, with
-    None in its place.
+    infinity becomes NaN. Quantized weights are variables; params are the others, such as biases,
+    with None in place of the quantized ones.
 
-    It saves memory, not time: each call multiplies the weights out, and products are those of the
+    This saves memory, not time: each call dequantizes the weights, and computes products in the
     dtype of x. (On a CPU, a forward pass of a small transformer took twice as long.)
 
-    `mlax.init_quantized` starts from params that are there already, `mlax.init_state` makes a state
-    for decoding with the same weights, and `mlax.merge_quantized` returns params of the layer
-    alone. `mlax.lora` around it trains adapters of the quantized kernels.
+    `mlax.init_quantized` starts from existing params, `mlax.init_state` makes a state for decoding
+    with the same weights, and `mlax.merge_quantized` returns the params of the layer alone.
+    `mlax.lora` around it trains adapters of the quantized kernels.
 
     Args:
         layer: any layer.
-        where: which leaves of its params, by path, floating and in each copy (inputs, outputs), or
-            the kernel of a `mlax.conv`; by default all whose name ends in kernel or embedding.
-        dtype: what they are kept in, jnp.int8 or jnp.float8_e4m3fn.
+        where: which leaves of the layer's params to quantize, by path. They are floating, and
+            (inputs, outputs) in each copy of their layer or kernels of `mlax.conv`. By default all
+            whose name ends in kernel or embedding.
+        dtype: the dtype that they are stored in, jnp.int8 or jnp.float8_e4m3fn.
 
     Raises:
         TypeError: a selected leaf is not floating.
-        ValueError: a pattern selects no leaf, or one of another layout.
+        ValueError: a pattern selects no leaf, or one with another layout.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> model, x = mlax.series(mlax.dense(8), mlax.f(jnp.tanh), mlax.dense(4)), jnp.ones(6)
@@ -211,17 +212,17 @@ def quantized(
 def init_quantized(
     layer: Layer[Any, S, X, Any], x: X, params: Any, state: Any
 ) -> tuple[Any, S]:
-    """Return params and state of a layer made by `quantized`, for params that are there.
+    """Return params and state of a layer made by `quantized`, from existing params.
 
     Args:
         layer: a layer made by `mlax.quantized`, or by combinators of one layer around it.
         x: an input, or its shapes and dtypes.
-        params: the params of the layer within.
+        params: the params of the layer inside.
         state: its state.
 
     Raises:
-        TypeError: the params are of another structure or dtype, or the state is of another layer.
-        ValueError: the params are of other shapes.
+        TypeError: the params have another structure or dtype, or the state is of another layer.
+        ValueError: the params have other shapes.
     """
     others, own = jax.eval_shape(layer.init, jax.random.key(0), x)
     found = within(own, QuantizedConfig, QuantizedVariables)
@@ -239,12 +240,12 @@ def init_quantized(
 
 
 def merge_quantized(params: Any, state: Any) -> tuple[Any, Any]:
-    """Return params and state of the layer within `quantized`, with its weights multiplied out.
+    """Return params and state of the layer inside `quantized`, with its weights dequantized.
 
-    Combinators of one layer around `quantized`, such as `mlax.batched`, are around that layer then.
+    Combinators of one layer around `quantized`, such as `mlax.batched`, remain, around that layer.
 
     Raises:
-        TypeError: the state is none of `mlax.quantized`.
+        TypeError: the state is not one of `mlax.quantized`.
     """
     found = within(state, QuantizedConfig, QuantizedVariables)
     if found is None:

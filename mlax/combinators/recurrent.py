@@ -64,7 +64,7 @@ def apply(
     xs, h = require_pair("recurrent", "x", x, "(xs, h)")
     length = leading_length("recurrent", "xs", xs, "time")
     if unroll > 1 and type(length) is not int:  # symbolic, in jax.export
-        way_out = "several steps at a time need a length that is known"
+        way_out = "several steps at a time need a known length"
         raise ValueError(message("recurrent", "unroll", f"1 for {length} steps", unroll, way_out))
     rng = call.rng if cell.needs_rng else None
     steps = jnp.arange(length)
@@ -108,8 +108,7 @@ def recurrent(
         unroll: number of steps per iteration of the loop, as in `jax.lax.scan`.
 
     Raises:
-        TypeError: an argument is of the wrong type, or the carry changes its
-            shapes or dtypes.
+        TypeError: an argument is of the wrong type, or the carry changes its shapes or dtypes.
         ValueError: the leaves of `xs` have no common leading axis, or `unroll` is not positive.
         Exception: whatever the cell raises, with a note that gives its path.
 

@@ -67,7 +67,7 @@ def apply(call: Call, config: RepeatConfig, params: Any, variables: Any, x: Any)
 
 
 def in_series(call: Call, config: RepeatConfig, copies: Any, x: Any) -> tuple[Any, Any]:
-    """Return the output of the last of n copies, which are their params, variables and keys."""
+    """Return the output of the last copy; `copies` are params, variables and keys, stacked."""
     child, n, unroll, remat, policy = config
 
     def step(x: Any, copy: tuple[Any, Any, Key | None]) -> tuple[Any, Any]:

@@ -14,14 +14,14 @@ from mlax.tree import spelled_key
 
 
 def replaced(layer: AnyLayer, path: str, new: AnyLayer) -> AnyLayer:
-    """Return a model with another layer at a path, which is that of its params.
+    """Return a model with another layer at a path, as the paths of its params are written.
 
     Combinators whose params are those of their one layer, such as `mlax.repeat` and `mlax.batched`,
-    have no key in the path: "body.mlp" goes through `mlax.repeat`. What is changed is the
-    expression, so all copies of a repeated layer change.
+    have no key in the path: "body.mlp" goes through `mlax.repeat`. The expression changes, and with
+    it all copies of a repeated layer.
 
     Layers that a function of x makes, such as those of `mlax.models` and `mlax.mlp`, are replaced
-    once x is known: the error of a path that is not there comes from `init` then.
+    once x is known: if the path does not exist, it is `init` that raises.
 
     Args:
         layer: a layer made of others.
@@ -29,8 +29,8 @@ def replaced(layer: AnyLayer, path: str, new: AnyLayer) -> AnyLayer:
         new: what to put there.
 
     Raises:
-        TypeError: `layer` or `new` is no layer, or `path` no string.
-        ValueError: there is no layer at the path. The error names those where the path ends.
+        TypeError: `layer` or `new` is not a layer, or `path` is not a string.
+        ValueError: there is no layer at the path. The error lists the layers where it ends.
 
     >>> import jax.numpy as jnp, mlax
     >>> model = mlax.series(stem=mlax.dense(8), body=mlax.repeat(mlax.residual(mlax.dense(8)), 3))
@@ -88,7 +88,7 @@ composed_replaced: Composed[..., Any, Any, Any, Any] = composed(
 
 
 def _children(layer: AnyLayer) -> dict[str, Place]:
-    """Return where the layers of a combinator stand, by key."""
+    """Return the places of the layers of a combinator, by key."""
     init: Any = layer.init
     if not isinstance(init, BoundInit):
         return {}

@@ -52,7 +52,7 @@ def stochastic_depth(rng: Key, x: Any, layer: AnyLayer, rate: Rate) -> Made:
     Meant for the branch of a residual connection: residual(stochastic_depth(block, rate)).
     In training, an output that is kept is divided by 1 - rate; in inference, the output is
     returned unchanged. Each example is dropped or kept as a whole, independently of the others
-    if each has its own key, as under `mlax.batched`. What is dropped is 0 even where the layer
+    if each has its own key, as under `mlax.batched`. A dropped output is 0 even where the layer
     returns infinity or NaN.
 
     Needs a key in training: `rng` itself decides, or, if the layer needs a key too, the layer
@@ -60,7 +60,7 @@ def stochastic_depth(rng: Key, x: Any, layer: AnyLayer, rate: Rate) -> Made:
 
     Args:
         layer: any layer. Its variables are updated whether it is dropped or not.
-        rate: probability of a drop, in [0, 1).
+        rate: probability of dropping the output, in [0, 1).
 
     Raises:
         TypeError: an argument is of the wrong type, or the layer returns integers.

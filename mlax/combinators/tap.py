@@ -78,9 +78,8 @@ def tap(layer: Layer[P, S, X, Y], where: Where = "*") -> Layer[P, S, X, tuple[Y,
     trained model. Paths are written as in `mlax.paths`: "2" is the third layer of a series,
     "body.0" the first one in body. Values inside a loop or a map (`mlax.repeat`, `mlax.recurrent`,
     `mlax.batched`) are stacked on a leading axis. If a block calls the layer "a" several times, the
-    later calls appear as "a:1", "a:2". The path "weights" below that of `mlax.attention` is that of
-    its weights, which are computed by plain products then. Layers inside `mlax.switch` are not
-    recorded.
+    later calls appear as "a:1", "a:2". The weights of `mlax.attention` appear as "weights" below
+    its path; they are then computed by plain products. Layers in `mlax.switch` are not recorded.
 
     Args:
         layer: any layer.

@@ -302,7 +302,7 @@ class _Running:
             place_of_call = f"{self._child.key} to be called outside of jax.lax.scan and the like"
             why = "where its key would be used again and its new state lost"
             way_out = "wrap it in mlax.repeat, recurrent, batched, remat or switch"
-            got = f"a call inside of a transformation, {why}"
+            got = f"a call inside a transformation, {why}"
             raise ValueError(expected(self._call.owner, place_of_call, got, way_out))
         child = self._child
         if self.count:

@@ -1,6 +1,6 @@
-"""What the devices of a mesh tell each other in a training step: on paper, and as compiled.
+"""What the devices of a mesh send each other in a training step: on paper, and as compiled.
 
-Bytes are those that each device receives, by the algorithms of a ring of n devices:
+Bytes are those that each device receives, by the ring algorithms on n devices:
 
     all-gather          (n - 1) / n of the result
     reduce-scatter      (n - 1) / n of what is summed
@@ -55,18 +55,18 @@ def on_paper(
 ) -> dict[Kind, Traffic]:
     """Return the collectives of a training step of a language model.
 
-    - A parameter that is stored in parts is gathered, for the forward and for the backward pass
-      (where the compiler finds one of them needless, as for an embedding, it is less).
-    - Its gradient is summed over the devices that have other examples, and ends in the same parts.
-    - A kernel that is split over its rows, as by tensor parallelism the second of two is, gives
-      sums of activations: of its output, and in the backward pass of the input of the first. An
-      embedding does so with the head. With remat, the output of attention is summed again.
+    - A sharded parameter is gathered, for the forward and for the backward pass (once where
+      the compiler finds the other needless, as for an embedding).
+    - Its gradient is summed over the devices that have other examples, and ends up sharded alike.
+    - A kernel that is split over its rows, as tensor parallelism splits the second of two, makes
+      sums of activations: of its output, and in the backward pass of the input of the first. So
+      do an embedding and the head. With remat, the output of attention is summed again.
 
     Args:
         plan: the plan.
         num_layers: the number of blocks, whose params are stacked.
         itemsize: the bytes of a number while layers run.
-        remat: whether the backward pass runs each block again.
+        remat: whether the backward pass recomputes each block.
     """
     sizes, shapes = plan.mesh.shape, plan.shapes
     batch = names_in(shapes.x.sharding.spec)
@@ -97,7 +97,7 @@ def on_paper(
 def compiled(text: str) -> dict[Kind, Traffic]:
     """Return the collectives of a program that XLA compiled.
 
-    The body of a loop counts as often as it runs, where the compiler knows how often that is.
+    The body of a loop counts as often as it runs, if the compiler knows how often.
     """
     bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.M | re.S))
     (entry,) = re.findall(r"^ENTRY %?([\w.-]+)", text, re.M)
@@ -123,7 +123,7 @@ _RECEIVED: dict[str, Callable[[int], float]] = {
     "collective-permute": lambda n: 1,
     "reduce-scatter": lambda n: (n - 1) / n,
 }
-"""Of each kind, how much of an array a device receives."""
+"""For each kind, how much of an array a device receives."""
 
 
 def _added(found: Iterable[tuple[Kind, int, float]]) -> dict[Kind, Traffic]:
@@ -143,7 +143,7 @@ def _nbytes(shapes: str, times: int) -> list[int]:
 
 
 def _group_size(line: str) -> int:
-    """Return the number of devices of a group, of which XLA has several spellings."""
+    """Return the number of devices of a group, which XLA spells in several ways."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return listed[1].count(",") + 1
     if regular := re.search(r"replica_groups=\[\d+,(\d+)\]", line):

@@ -2,7 +2,7 @@
 
     python -m mlax.examples.digits
 
-The data are the 1,797 images of 8 x 8 pixels that come with scikit-learn; a quarter of them is
+The data are the 1,797 images of 8 x 8 pixels that come with scikit-learn; a quarter of them are
 held out for testing. The network is written twice, as pure functions and as modules of `mlax.nn`:
 both draw the same parameters and the same dropout masks from the same seed.
 """
@@ -260,7 +260,7 @@ def draw(
         loss_axes.plot(epochs, [s.loss.item() for s in scores], **style)
         accuracy_axes.plot(epochs, [s.accuracy.item() for s in scores], **style)
     loss_axes.set(title="Loss", yscale="log")
-    accuracy_axes.set(title=f"Accuracy, {test_scores[-1].accuracy:.1%} in the test")
+    accuracy_axes.set(title=f"Accuracy, {test_scores[-1].accuracy:.1%} on test digits")
     accuracy_axes.yaxis.set_major_formatter(PercentFormatter(1))
     for axes in (loss_axes, accuracy_axes):
         axes.set_xlabel("epoch")

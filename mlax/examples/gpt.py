@@ -6,7 +6,7 @@ The text comes with Python: the topics of `help()`. The last tenth of it is held
 expression makes the model that is trained and the one that writes, which keeps the keys and values
 of its attention in its state. `--model lstm` trains a recurrent one instead, and `--model ssm` one
 of linear recurrences; their state is the carry. `--devices 8 --parallel fsdp` trains on many
-devices, of which a CPU simulates any number: the losses are those of one, and so are checkpoints.
+devices, of which a CPU simulates any number: losses and checkpoints are those of one device.
 """
 
 import argparse
@@ -98,7 +98,7 @@ class Text(NamedTuple):
 
 
 def encode(text: str) -> np.ndarray:
-    """Return the indices of characters; those that are not in the alphabet are left out."""
+    """Return the indices of characters; those not in the alphabet are dropped."""
     return np.array([ALPHABET.index(c) for c in text if c in ALPHABET], np.int32)
 
 
@@ -114,7 +114,7 @@ def load() -> Text:
 
 
 def batch(text: np.ndarray, step: int, seed: int) -> np.ndarray:
-    """Return pieces of the text from random places, which the step and the seed decide."""
+    """Return pieces of the text from random places, which the step and the seed determine."""
     starts = np.random.default_rng((seed, step)).integers(len(text) - CONTEXT, size=BATCH_SIZE)
     pieces: np.ndarray = text[starts[:, None] + np.arange(CONTEXT + 1)]
     return pieces
@@ -146,11 +146,11 @@ class Program(NamedTuple):
     start: Checkpoint
     """Where training starts."""
     step: Callable[[Carry, np.ndarray, int], tuple[Carry, jax.Array]]
-    """`step(carry, tokens, i)` is training step i; it returns the loss in nats a character."""
+    """`step(carry, tokens, i)` is training step i; it returns the loss in nats per character."""
     evaluate: Callable[[Tree, np.ndarray], jax.Array]
     """`evaluate(params, tokens)` returns the loss of a batch."""
     write: Callable[[Tree, str, int, mlax.Key], str]
-    """`write(params, prompt, length, rng)` returns a text that goes on from a prompt."""
+    """`write(params, prompt, length, rng)` returns a text that continues a prompt."""
 
 
 def program(
@@ -195,7 +195,7 @@ def program(
 
 
 def held_out_loss(evaluate: Callable[..., jax.Array], params: Tree, text: np.ndarray) -> float:
-    """Return the mean loss over the whole text, in nats a character."""
+    """Return the mean loss over the whole text, in nats per character."""
     count = (len(text) - 1) // CONTEXT
     pieces = text[np.arange(count)[:, None] * CONTEXT + np.arange(CONTEXT + 1)]
     batches = pieces[: count // BATCH_SIZE * BATCH_SIZE].reshape(-1, BATCH_SIZE, CONTEXT + 1)
@@ -209,7 +209,7 @@ def draw(losses: list[float], tested: list[tuple[int, float]]) -> Figure:
     first = tested[-1][0] - len(losses) + 1
     axes.plot(range(first, first + len(losses)), losses, color="tab:orange", label="training", lw=1)
     axes.plot(*zip(*tested, strict=True), color="tab:blue", label="held out", marker="o")
-    axes.set(title=f"{tested[-1][1]:.2f} nats a character, held out", xlabel="step", ylabel="loss")
+    axes.set(title=f"{tested[-1][1]:.2f} nats per character held out", xlabel="step", ylabel="loss")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -217,7 +217,7 @@ def draw(losses: list[float], tested: list[tuple[int, float]]) -> Figure:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train with the command-line options, and write now and then."""
+    """Train with the command-line options, and write samples now and then."""
     parser = argparse.ArgumentParser(
         prog="python -m mlax.examples.gpt", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Train a small GPT on the English of Python's manual.",
@@ -229,10 +229,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--parallel", choices=PARALLEL, default="data", help="strategy of mlax.sharding.plan"
     )
-    parser.add_argument("--steps", type=int, default=1000, help="training steps in all")
+    parser.add_argument("--steps", type=int, default=1000, help="total number of training steps")
     parser.add_argument("--every", type=int, default=200, help="steps between samples")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument("--resume", action="store_true", help="resume from the checkpoint")
     parser.add_argument(
         "--checkpoint", type=Path, default="gpt.safetensors", help="file to save in"
     )
@@ -271,7 +271,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--resume: {options.checkpoint} has {done} steps already")
     draw(losses, tested).savefig(options.output, dpi=150, format="png")
     print(f"checkpoint: {options.checkpoint}, picture: {options.output}")
-    print(f"held-out loss: {tested[-1][1]:.3f} nats a character")
+    print(f"held-out loss: {tested[-1][1]:.3f} nats per character")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh
 def make_mesh(sizes: Sequence[int], names: Sequence[str]) -> Mesh:
     """Return a mesh of automatic axes.
 
-    Where JAX runs on the CPU and has not started yet, as many devices are simulated.
+    Where JAX runs on the CPU and has not started yet, that many devices are simulated.
 
     Raises:
         ValueError: the machine has fewer devices.

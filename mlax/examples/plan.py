@@ -2,11 +2,11 @@
 
     python -m mlax.examples.plan --model llama-70b --mesh 64x128
 
-The plan is of `mlax.sharding.plan`, on an abstract mesh; the training step is traced and lowered
-for the platforms, and not one array is made. It prints which array goes where, the bytes and FLOPs
-of each device beside an equal share, how large the program is, and what devices tell each other.
-With `--compile`, XLA compiles the step for as many simulated CPU devices, to be compared: there,
-bfloat16 is float32 between devices, and sums are whole before a device takes its part.
+`mlax.sharding.plan` plans on an abstract mesh; the training step is traced and lowered for the
+platforms, and no array is ever made. It prints which array goes where, the bytes and FLOPs of
+each device next to an equal share, how large the program is, and what devices send each other.
+With `--compile`, XLA compiles the step for as many simulated CPU devices, for comparison: there,
+devices exchange bfloat16 as float32, and sums are all-reduced before a device takes its part.
 """
 
 import argparse
@@ -56,7 +56,7 @@ class Adam(NamedTuple):
 
 
 class Optimizer:
-    """Adam, written out: a plan needs `init` alone, and finds the moments by their paths."""
+    """Adam, written out: a plan needs only `init`, and finds the moments by their paths."""
 
     @staticmethod
     def init(params: Any) -> Adam:
@@ -110,12 +110,12 @@ def flops_on_device(plan: Plan) -> tuple[float, float]:
 
 
 def report(plan: Plan) -> str:
-    """Return the table of a plan, and what a device has beside an equal share."""
+    """Return the table of a plan, and what a device has next to an equal share."""
     kept = [plan.shapes.params, plan.shapes.params, plan.shapes.optimizer]
     share, (flops, flops_share) = mlax.nbytes(kept) / plan.mesh.size, flops_on_device(plan)
     parts = bytes_by_part(plan)
     nbytes = parts["params"] + parts["gradients"] + parts["optimizer"]
-    hint = "; devices repeat what cannot be split: --sequence or another --mesh mends that"
+    hint = "; devices repeat what cannot be split: --sequence or another --mesh avoids that"
     return "\n".join([
         str(plan),
         f"  {'FLOPs (estimate)':<24} {short(int(flops)):>8}",
@@ -133,14 +133,14 @@ def main(argv: list[str] | None = None) -> None:
         description="Plan the training of a language model on many devices.",
     )
     parser.add_argument("--model", choices=MODELS, default="llama-70b", help="the model")
-    parser.add_argument("--mesh", default="64x128", help="lengths of the axes of the mesh")
+    parser.add_argument("--mesh", default="64x128", help="lengths of the mesh axes")
     parser.add_argument("--axes", default="data,model", help="names of the axes")
     parser.add_argument("--rules", default="fsdp+tensor", help="strategy, see mlax.sharding.plan")
     parser.add_argument(
         "--sequence", action="store_true", help='split positions over "model" between layers'
     )
     parser.add_argument("--length", type=int, default=1024, help="tokens of a sequence")
-    parser.add_argument("--batch", type=int, help="sequences of a batch; default one a part")
+    parser.add_argument("--batch", type=int, help="sequences in a batch; by default one per part")
     parser.add_argument("--dtype", default="bfloat16", help="dtype in which layers run")
     parser.add_argument("--no-remat", action="store_true", help="save activations of all layers")
     parser.add_argument(
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     outputs = [("body", PartitionSpec("data", "model"))] if options.sequence else []
     seconds: dict[str, float] = {}
     if options.compile and math.prod(shape.values()) > 2048:
-        parser.error("--compile: expected at most 2048 devices, which are what XLA simulates")
+        parser.error("--compile: expected at most 2048 devices, the most that XLA simulates")
     try:
         if options.compile:
             jax.config.update("jax_platforms", "cpu")
@@ -202,13 +202,13 @@ def main(argv: list[str] | None = None) -> None:
         found = collectives.compiled(compiled.as_text())
         print(f"a step as compiled for CPUs\n{collectives.table(found)}\n")
         print(f"memory of each: {short(memory.argument_size_in_bytes)}B of arguments, "
-              f"{short(memory.temp_size_in_bytes)}B beyond\n")
+              f"{short(memory.temp_size_in_bytes)}B of temporaries\n")
     print("seconds: " + ", ".join(f"{name} {value:.2f}" for name, value in seconds.items()))
 
 
 @contextlib.contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Write down how long something takes."""
+    """Record how long something takes."""
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start

@@ -6,10 +6,10 @@
     k, v    (..., memory_length, num_kv_heads, head_dim)
     y       (..., length, out_features)
 
-Every query and every key has one position, which is given or counted from 0. Causal attention and
-windows compare positions, and rotations are by positions; a negative position is padding. So there
-is one rule for whole sequences, for padding on either side, and for chunks that are decoded with a
-cache: the cache holds the keys, the values and the positions of all tokens so far.
+Every query and every key has one position, given or counted from 0. Causal attention and windows
+compare positions, rotary embeddings rotate by them, and a negative position is padding. So one rule
+serves whole sequences, padding on either side, and chunks decoded with a cache, which holds the
+keys, the values and the positions of all tokens so far.
 """
 
 from collections.abc import Callable
@@ -37,15 +37,15 @@ from mlax.positions import of_rank, signed, with_padding
 from mlax.serialization import serializable
 
 Rotation: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
-"""Turns queries or keys, (..., length, heads, head_dim), by their positions, (..., length)."""
+"""Rotates queries or keys, (..., length, heads, head_dim), by their positions, (..., length)."""
 
 PositionBias: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
-"""The bias for positions of queries and keys, (..., num_heads, length, memory_length)."""
+"""From positions of queries and of keys to a bias, (..., num_heads, length, memory_length)."""
 
 
 @serializable
 class AttentionInputs(NamedTuple):
-    """The input of `attention`, where it is more than x; what is None is not there.
+    """The input of `attention` when it is more than x; None means absent.
 
         x                 (..., length, features)
         memory            (..., memory_length, memory_features), what is attended to instead of x
@@ -55,8 +55,8 @@ class AttentionInputs(NamedTuple):
         bias              broadcastable to the latter, added to the logits
         positions         (..., length), integers, counted from 0 if None; negative is padding
         memory_positions  (..., memory_length), the same for a memory
-        lengths           (...), the number of tokens that are real, of the memory if there is one;
-                          those after them are padding, as keys and, without a memory, as queries
+        lengths           (...), the number of real tokens, in the memory if there is one; the rest
+                          are padding, as keys and, without a memory, as queries
     """
 
     x: Any
@@ -73,7 +73,7 @@ class AttentionInputs(NamedTuple):
     memory_positions: Any = None
     """(..., memory_length), the positions of the keys, if there is a memory."""
     lengths: Any = None
-    """(...), the number of tokens that are real, of the memory if there is one."""
+    """(...), the number of real tokens, in the memory if there is one."""
 
 
 @serializable
@@ -87,7 +87,7 @@ class AttentionParams(NamedTuple):
     value: DenseParams | None
     """kernel (memory_features, num_kv_heads * head_dim)."""
     fused: DenseParams | None
-    """All three side by side in place of them, if `fused`."""
+    """All three, concatenated along the last axis, if `fused`."""
     query_norm: NormParams | None
     """The scale (head_dim,) of the normalised queries, if `qk_norm`."""
     key_norm: NormParams | None
@@ -100,17 +100,17 @@ class AttentionConfig(NamedTuple):
     """Configuration of `attention`."""
 
     num_heads: int
-    """Number of heads of the queries."""
+    """Number of query heads."""
     num_kv_heads: int | None
-    """Number of heads of keys and values."""
+    """Number of key and value heads."""
     causal: bool
-    """Whether keys at later positions are left out."""
+    """Whether keys at later positions are masked out."""
     window: int | None
     """Number of positions that a query attends to, its own included."""
     rotary: Rotation | None
-    """What turns queries and keys by their positions."""
+    """Rotates queries and keys by their positions."""
     position_bias: PositionBias | None
-    """What is added to the logits for the positions of queries and keys."""
+    """Computes a bias for the logits from the positions of queries and keys."""
     fused: bool
     """Whether the kernels of queries, keys and values are one array."""
     use_bias: bool
@@ -122,11 +122,11 @@ class AttentionConfig(NamedTuple):
     epsilon: float
     """Term added to the mean square in `qk_norm`."""
     scale: float | None
-    """Factor of the logits."""
+    """Factor of q k^T."""
     softcap: float | None
-    """Bound of the logits."""
+    """Bound on the logits."""
     dropout_rate: float
-    """Probability of zero of each weight."""
+    """Probability of dropping a weight."""
     implementation: Implementation | None
     """What computes the product."""
     require_fused: bool
@@ -192,7 +192,8 @@ def apply(
         needs_weights = True
     mask, bias = _fitting_mask_and_bias(inputs, query, key)
     by_positions = positions is not None or memory_positions is not None
-    # Beyond a window, a query may attend to nothing in a memory; and JAX counts up to the length.
+    # With a window, a query far from a memory may attend to nothing; and JAX's own window takes
+    # Python's range of the lengths, which must not be symbolic.
     is_symbolic = any(map(jax.export.is_symbolic_dim, (query.shape[-3], key.shape[-3])))
     beyond = config.window is not None and (inputs.memory is not None or is_symbolic)
     if needs_weights or by_positions or beyond:
@@ -211,8 +212,8 @@ def apply(
     variables = cache
     if needs_weights:
         if config.require_fused:
-            what, got = "no dropout, softcap, tap of weights, float16 or float64", "one"
-            raise ValueError(expected("attention", what, got, "or require_fused=False"))
+            what, got = "no dropout, softcap, tap of weights, float16 or float64", "one of them"
+            raise ValueError(expected("attention", what, got, "or pass require_fused=False"))
         weights = weights_of(
             query, key, bias, mask, scale=config.scale, softcap=config.softcap
         )
@@ -251,7 +252,7 @@ def _require_params(params: AttentionParams, config: AttentionConfig) -> None:
 
 
 def _inputs(x: Any) -> AttentionInputs:
-    """Return the input as `AttentionInputs`, whose shapes and dtypes fit each other."""
+    """Return the input as `AttentionInputs`, with shapes and dtypes that fit together."""
     inputs = x if isinstance(x, AttentionInputs) else AttentionInputs(x)
     if isinstance(inputs.x, tuple | list | dict):
         way_out = "pass mlax.AttentionInputs(x, memory=..., mask=..., positions=...)"
@@ -265,7 +266,7 @@ def _inputs(x: Any) -> AttentionInputs:
 
 
 def _require_shapes(inputs: AttentionInputs) -> None:
-    """Require axes that fit those of x, and dtypes that fit their meaning."""
+    """Require axes that fit those of x, and the dtypes that their meaning demands."""
     x = inputs.x
     arguments.require_rank("attention", x, 2)
     memory = x if inputs.memory is None else inputs.memory
@@ -353,7 +354,7 @@ def _allowed(config: AttentionConfig, positions: jax.Array, of_keys: jax.Array) 
 
 
 def _order(config: AttentionConfig) -> dict[str, Any]:
-    """Return the same for positions that are counted, as arguments of the product."""
+    """Return the same rule for counted positions, as arguments of the product."""
     order: dict[str, Any] = {"is_causal": config.causal}
     if config.window is not None:
         order["local_window_size"] = (config.window - 1, 0 if config.causal else config.window - 1)
@@ -374,7 +375,7 @@ def _fitting_mask_and_bias(
             wanted = f"broadcastable to {full}, (..., num_heads, length, memory_length)"
             if name == "mask":
                 without = (*lead, length, full[-1])
-                wanted = f"broadcastable to {without} or, with the axis of heads, {full}"
+                wanted = f"broadcastable to {without} or, with a head axis, {full}"
             got = f"shape {getattr(inputs, name).shape}"
             raise ValueError(message("attention", name, wanted, got))
     mask, bias = (a if a is None else of_rank(a, len(full)) for a in (mask, bias))
@@ -399,7 +400,7 @@ def _without_padding(
 def _require_decoding(
     inputs: AttentionInputs, batch: tuple[int, ...], inference_mode: bool
 ) -> None:
-    """Require what a cache for a batch of a shape can serve."""
+    """Require an input that a cache for a batch of this shape can serve."""
     require_inference("attention", inference_mode, "cache_length")
     if inputs.memory is not None:
         raise ValueError(expected("attention", "x alone with a cache", "a memory"))
@@ -435,10 +436,10 @@ def attention(
     bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
     out_sharding: Sharding | None = None,
 ) -> tuple[AttentionParams, State[Any, AttentionConfig]]:
-    """Attention with several heads: y = output(softmax(q k^T * scale + bias) v).
+    """Multi-head attention: y = output(softmax(q k^T * scale + bias) v).
 
-    (..., length, features) -> (..., length, out_features). q, k and v are linear in x, in
-    self-attention, or q in x and k, v in a memory. The input is x, or
+    (..., length, features) -> (..., length, out_features). q, k and v are linear in x
+    (self-attention), or q in x and k, v in a memory (cross-attention). The input is x, or
     `mlax.AttentionInputs(x, memory, mask, bias, positions, memory_positions, lengths)`.
 
     Every token has a position, given or counted from 0. With `causal` and `window`, a query at p
@@ -446,15 +447,15 @@ def attention(
     nothing and is attended to by nothing. y is output(0) where a query attends to nothing.
 
     With `cache_length`, the layer decodes: each call of `apply`, in inference mode, takes the next
-    tokens of a sequence, of any number, and attends to all tokens so far. Their keys and values are
-    variables of the state. Params are the same as without.
+    tokens of a sequence, any number of them, and attends to all tokens so far. Their keys and
+    values are variables of the state. The params are the same as without a cache.
 
     Args:
-        num_heads: number of heads of queries.
-        num_kv_heads: number of heads of keys and values, which divides num_heads; None means as
-            many (multi-head), 1 is multi-query, others are grouped-query attention.
-        head_dim: features of a head; None means features / num_heads.
-        out_features: features of y; None means those of x.
+        num_heads: number of query heads.
+        num_kv_heads: number of key and value heads, which divides num_heads; None means num_heads
+            (multi-head), 1 is multi-query, anything else is grouped-query attention.
+        head_dim: features per head; None means features / num_heads.
+        out_features: features of y; None means as many as x has.
         causal: whether queries attend to no later positions.
         window: how many positions a query attends to, its own included.
         rotary: a function (x, positions) -> x for queries and keys: `mlax.positions.rotary`, or a
@@ -468,33 +469,32 @@ def attention(
         qk_norm: whether queries and keys of each head are divided by their root mean square and
             scaled, before they are rotated.
         epsilon: term added to the mean square.
-        scale: factor of the logits; None means 1 / sqrt(head_dim).
+        scale: factor of q k^T; None means 1 / sqrt(head_dim).
         softcap: the logits become softcap * tanh(logits / softcap).
-        dropout_rate: probability of zero of each weight in training.
+        dropout_rate: probability of dropping a weight in training.
         implementation: what computes the product: None or "xla", "cudnn", or a function with the
             signature of `jax.nn.dot_product_attention`, such as
-            `mlax.functional.chunked_attention`. Dropout of weights, softcap and a tap of "weights"
-            need the weights themselves, which are then computed by plain products instead, and so
-            they are in float16 and float64 where it is None or "xla".
-        require_fused: whether that raises.
+            `mlax.functional.chunked_attention`. Dropout, softcap and a tap of "weights" need
+            the weights themselves, which plain products then compute instead, as they do in
+            float16 and float64 where this is None or "xla".
+        require_fused: whether to raise instead.
         cache_length: number of tokens that the cache has room for.
-        cache_policy: what happens when it is full. "error" raises if the number of tokens is known
-            outside of `jax.jit`; in compiled code y is NaN from then on, and a check of
-            `jax.experimental.checkify` fails. "nan" is the same without the check, with which JAX
-            takes about 2 ms longer to start a program of 100 arrays: it pays where each token is
-            a program of its own, as in a loop around a jitted `apply`, but not in
-            `mlax.generate`. "wrap" overwrites the oldest tokens; with a window w, it takes at most
-            cache_length - w + 1 tokens at once.
+        cache_policy: what happens when it is full. "error" raises if the number of tokens is known,
+            outside `jax.jit`; in compiled code y is NaN from then on, and a check of
+            `jax.experimental.checkify` fails. "nan" leaves out that check, which adds about 2 ms
+            to each launch of a program with 100 arrays: worth it where each token is a launch, as
+            in a loop around a jitted `apply`, but not in `mlax.generate`. "wrap" overwrites the
+            oldest tokens; with a window w, it takes at most cache_length - w + 1 tokens at once.
         kernel_initializer: called with (features, heads * head_dim) for each of q, k and v, and
             with (num_heads * head_dim, out_features).
         bias_initializer: called with the length of a bias.
         dtype: dtype of the parameters. They are cast to the dtype of x when used.
-        out_sharding: as in `mlax.linear`, for y: it has to be given where heads are sharded.
+        out_sharding: as in `mlax.linear`, for y: required where heads are sharded.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not floating.
-        ValueError: heads don't divide features, or kv heads don't divide heads; a mask, bias,
-            position or cache doesn't fit x; or a cache is used in training.
+        ValueError: num_heads does not divide features, or num_kv_heads does not divide num_heads;
+            a mask, bias, position or cache doesn't fit x; or a cache is used in training.
 
     Source: Vaswani et al., "Attention is all you need", 2017; Ainslie et al., "GQA", 2023.
 

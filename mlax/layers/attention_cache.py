@@ -1,7 +1,7 @@
-"""The cache of attention that decodes: the keys, values and positions of all tokens so far.
+"""The cache of decoding attention: the keys, values and positions of all tokens so far.
 
-Each chunk of tokens is written behind those before it, with heads as the outer axis: in the order
-(heads, length, head_dim) the products with a whole cache read it as it lies in memory.
+Each chunk of tokens is written after those before it. The head axis comes before the token axis, so
+that the products with a whole cache, (heads, length, head_dim), read contiguous memory.
 """
 
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -23,14 +23,14 @@ CachePolicy: TypeAlias = Literal["error", "nan", "wrap"]
 
 @serializable
 class AttentionCache(NamedTuple):
-    """Variables of `attention` with a cache: what was decoded so far."""
+    """Variables of `attention` with a cache: the tokens decoded so far."""
 
     key: jax.Array
     """(..., num_kv_heads, cache_length, head_dim)."""
     value: jax.Array
     """(..., num_kv_heads, cache_length, head_dim)."""
     positions: jax.Array
-    """(..., cache_length), negative where there is nothing."""
+    """(..., cache_length), negative in empty slots."""
     length: jax.Array
     """The number of tokens decoded so far, padding included."""
 
@@ -48,7 +48,7 @@ def positions_after(
     cache: AttentionCache, shape: tuple[int, ...], positions: jax.Array | None,
     lengths: jax.Array | None,
 ) -> jax.Array:
-    """Return the positions of a chunk, (..., length); they go on from the cache if not given."""
+    """Return the positions of a chunk, (..., length); they continue from the cache unless given."""
     if positions is None:
         after = jnp.max(cache.positions, -1, keepdims=True) + 1
         positions = after + of_rank(jnp.arange(shape[-1]), after.ndim)
@@ -78,7 +78,7 @@ def extended(
         if new_tokens > most:
             wanted = f"at most {most} tokens at once with this cache and window"
             raise ValueError(expected("attention", wanted, new_tokens, "make cache_length larger"))
-        # By position, so that padding takes no slot and pushes nothing out of the window.
+        # By position, so that padding takes no slot and evicts nothing from the window.
         slots = jnp.where(positions < 0, size, positions % size)
 
         def written(old: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:

@@ -34,8 +34,8 @@ Implementation: TypeAlias = Annotated[
 ]
 """What computes the product."""
 
-# `jax.nn.dot_product_attention` takes the softmax of the one in float32, and does not compile for
-# the other on CPU.
+# `jax.nn.dot_product_attention` computes the softmax of float64 in float32, and does not compile
+# for float16 on CPUs.
 NOT_BY_XLA = (jnp.float64, jnp.float16)
 
 
@@ -45,7 +45,7 @@ def product(
 ) -> jax.Array:
     """Return the weighted sums of values by `implementation`.
 
-    `lengths` is the number of keys that are real, and `order` what is allowed by positions.
+    `lengths` is the number of real keys, and `order` the causal mask and the window, as arguments.
     """
     lead = query.shape[:-3]
     if bias is not None:
@@ -55,13 +55,13 @@ def product(
         lengths = jnp.broadcast_to(of_rank(lengths, len(lead)), lead).astype(jnp.int32)
 
     def batch(q: Any, k: Any, v: Any, bias: Any, mask: Any, lengths: Any) -> jax.Array:
-        """Return it for one batch axis."""
+        """Return the same for arrays with one batch axis."""
         y: jax.Array
         more = order if lengths is None else order | {"key_value_seq_lengths": lengths}
         if callable(implementation):
             y = implementation(q, k, v, bias, mask, scale=scale, **more)
             return y
-        with jax.numpy_dtype_promotion("standard"):  # it relies on promotion in bfloat16
+        with jax.numpy_dtype_promotion("standard"):  # in bfloat16, JAX relies on promotion
             y = jax.nn.dot_product_attention(
                 q, k, v, bias, mask, scale=scale, implementation=implementation, **more
             )

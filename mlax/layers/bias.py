@@ -47,7 +47,7 @@ class BiasConfig(NamedTuple):
     """Configuration of `bias`."""
 
     in_features: int | tuple[int, ...]
-    """For each axis of x: 0 for no bias axis, 1 for a shared term, -1 or its length for each."""
+    """For each axis of x: 0 for no bias axis, 1 for a shared term, -1 or the length for each."""
 
 
 def apply(params: BiasParams, config: BiasConfig, x: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ The gates are laid out along the last axis of the kernels in the order of PyTorc
 of `torch.nn.LSTM` and its siblings are the transposed kernels, and the bias is the sum of their
 two biases.
 
-The initial carry is jnp.zeros(features), or a pair of them for `lstm_cell`; None is short for that,
+The initial carry is jnp.zeros(features), or a pair of them for `lstm_cell`; None means that,
 in float32 or better. Products are computed in the dtype of x, which is also that of y; the carry
 keeps its own dtypes.
 """
@@ -119,7 +119,7 @@ def pair_of_carries(owner: str, carry: Any, spelled: str) -> tuple[Any, Any]:
 def _require_fitting(
     owner: str, x: Shaped, carry: tuple[Shaped | None, ...], features: int
 ) -> tuple[int, ...]:
-    """Return the shape of a carry of `features` features, and require that it has it."""
+    """Return the shape of a carry of `features` features, and require it of the carry."""
     arguments.require_rank(owner, x, 1)
     shape = (*x.shape[:-1], features)
     require_carry(owner, x, carry, shape)
@@ -241,7 +241,7 @@ def lstm_cell(
         kernel_initializer, recurrent_initializer, bias_initializer, dtype: as in `mlax.rnn_cell`;
             the initializers are called once for each gate.
 
-    Errors are those of `mlax.rnn_cell`.
+    Raises what `mlax.rnn_cell` raises.
 
     Source: Hochreiter and Schmidhuber, "Long short-term memory", 1997; Gers et al., "Learning
     to forget", 2000; Jozefowicz et al., "An empirical exploration of recurrent network
@@ -306,7 +306,7 @@ def gru_cell(
             `mlax.rnn_cell`; the initializers are called once for each gate, and that of the bias
             once more for recurrent_bias.
 
-    Errors are those of `mlax.rnn_cell`.
+    Raises what `mlax.rnn_cell` raises.
 
     Source: Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014;
     `torch.nn.GRU`, which applies the reset gate after the product.

@@ -166,17 +166,16 @@ def conv(
         feature_group_count: number of groups of channels; each output channel only sees the
             input channels of its group.
         batch_group_count: number of groups of the batch. Must be 1, since x is one example.
-        data_format: "channel_last", "channel_first", or the specs of x, kernel and y
-            without the batch axis, such as ("HWC", "HWIO", "HWC").
+        data_format: "channel_last", "channel_first", or the specs of x, kernel and y without the
+            batch axis, such as ("HWC", "HWIO", "HWC").
         precision: precision of the products: a `jax.lax.Precision`, or a pair for x and kernel.
         accum_dtype: dtype of the sums and of y; None means the dtype of x.
         kernel_initializer: called with shape (spatial..., in_channels / feature_group_count,
             out_channels); the result is transposed to the layout of the kernel.
         dtype: dtype of the kernel. It is cast to the dtype of x when used.
-        out_sharding: sharding of y, without a batch axis, on a mesh with explicit axes, ignored
-            elsewhere. None means
-            the spatial axes as in x and the channels as in the kernel, which is ambiguous where
-            both x and the kernel are sharded along in_channels.
+        out_sharding: sharding of y, without a batch axis, on a mesh with explicit axes; ignored
+            elsewhere. None means the spatial axes as in x and the channels as in the kernel, which
+            is ambiguous where both x and the kernel are sharded along in_channels.
 
     Along an axis with window length n, stride s, filter dilation d and span = (n - 1) * d, y[t]
     depends on x[s * t - before], x[s * t - before + d], ..., x[s * t - before + span], where before
@@ -244,7 +243,7 @@ def _padding(
     if rank != 1:
         pairs = ((before[0], 0), *((width // 2, width - width // 2) for width in before[1:]))
         wanted = f"VALID, SAME, SAME_LOWER, or integers for {rank} spatial axes"
-        way_out = f"pad the axis of time alone, such as {pairs}, if it is the first"
+        way_out = f"pad the time axis alone, such as {pairs}, if it is the first"
         raise ValueError(message("conv", "padding", wanted, repr(padding), way_out))
     return ((before[0], 0),)
 

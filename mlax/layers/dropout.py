@@ -15,7 +15,7 @@ class DropoutConfig(NamedTuple):
     """Configuration of `dropout`."""
 
     rate: float
-    """Probability of zero."""
+    """Probability of dropping an element."""
     axis: int | tuple[int, ...]
     """The axes along which the mask varies."""
     ndim: int
@@ -42,10 +42,10 @@ def dropout(
 ) -> tuple[tuple[()], State[tuple[()], DropoutConfig]]:
     """Dropout: sets random elements to zero in training, returns x unchanged in inference.
 
-    Needs a key in training. What is dropped is 0 even where x is infinite or NaN.
+    Needs a key in training. Dropped elements are 0 even where x is infinite or NaN.
 
     Args:
-        rate: probability of zero, in [0, 1). Elements that are kept are divided by 1 - rate.
+        rate: probability of dropping an element, in [0, 1). The others are divided by 1 - rate.
         axis: the axes along which the mask varies; it is shared along the others.
 
     Raises:

@@ -50,7 +50,7 @@ def apply(params: EmbedParams, config: EmbedConfig, x: jax.Array) -> jax.Array:
 def _indices(x: Any, vocab_size: int) -> jax.Array:
     """Return x in a dtype that holds vocab_size; what is out of range stays out of range."""
     indices = jnp.asarray(arguments.saturated(x))
-    if indices.dtype.itemsize > 4:  # `at` would cut off the upper bits
+    if indices.dtype.itemsize > 4:  # `at` would drop the upper bits
         lowest = max(-vocab_size - 1, int(jnp.iinfo(indices.dtype).min))
         indices = jnp.clip(indices, lowest, vocab_size)
     is_narrow = indices.dtype != jnp.uint32 and vocab_size <= jnp.iinfo(jnp.int32).max
@@ -66,18 +66,18 @@ def embed(
     """Embedding of integers: y = embedding[x].
 
     (...) -> (..., embed_dim). Negative indices count from the end, as in NumPy; an index out
-    of range gives a row of NaN, never the row of another index. (Without NaN in the dtype of the
-    embedding, the row is of its smallest integer, its largest if unsigned.) Without 64-bit
-    types, that holds for NumPy's int64 too, but not in arguments of a user's own `jax.jit` or
-    `jax.vmap`: JAX cuts them to 32 bits before any layer sees them.
+    of range gives a row of NaN, never the row of another index. (If the dtype of the embedding
+    has no NaN, the row is filled with its smallest integer, or its largest if unsigned.) Without
+    64-bit types, that holds for NumPy's int64 too, but not in arguments of a user's own `jax.jit`
+    or `jax.vmap`: JAX truncates them to 32 bits before any layer sees them.
 
     Args:
         vocab_size: number of rows.
         embed_dim: length of a row.
         embed_initializer: called with shape (vocab_size, embed_dim).
         dtype: dtype of the embedding and of y.
-        out_sharding: sharding of y, without a batch axis, on a mesh with explicit axes, ignored
-            elsewhere. None means that of x, with the last axis as in the embedding.
+        out_sharding: sharding of y, without a batch axis, on a mesh with explicit axes; ignored
+            elsewhere. None means the sharding of x, with the last axis as in the embedding.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not of an integer dtype.

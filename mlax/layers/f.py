@@ -68,7 +68,7 @@ def f(
 ) -> tuple[tuple[()], State[tuple[()], FConfig]]:
     """A function as a layer: y = train_fn(x).
 
-    A function that has a parameter `axis_name` is called with axis_name=batch_axis_name.
+    A function with a parameter `axis_name` is called with axis_name=batch_axis_name.
 
     Type checkers accept it before and after any layer. A declared type is checked:
 
@@ -107,7 +107,7 @@ def f_rng(
 ) -> tuple[tuple[()], State[tuple[()], FRngConfig]]:
     """A function of the input and a key as a layer: y = train_fn(x, rng).
 
-    Needs a key in training. A function that has a parameter `axis_name` is called with
+    Needs a key in training. A function with a parameter `axis_name` is called with
     axis_name=batch_axis_name.
 
     Args:
@@ -146,7 +146,7 @@ def _function_of_jax(*args: Any, function: Callable[..., Any]) -> Any:
 
 
 _of_jax = traced_once(_function_of_jax, "f")
-"""Calls a function of jax; others may read what changes."""
+"""Calls a function of jax, traced once. Others may read what changes, and are traced each time."""
 
 
 def _takes_axis_name(function: Callable[..., Any]) -> bool:

@@ -121,9 +121,9 @@ def adaptive_avg_pool(
     """The means of a fixed number of windows, whatever the lengths of the spatial axes.
 
     Along an axis of length l, window i of n extends from floor(i l / n) to ceil((i + 1) l / n), as
-    in `torch.nn.AdaptiveAvgPool2d`: windows may overlap, and there may be more of them than
+    in `torch.nn.AdaptiveAvgPool2d`: windows may overlap, and there may be more windows than
     elements. Half precision is summed in float32. Integer x gives float32. An infinite or NaN
-    element shows in the windows that it is in, and in no other.
+    element affects the windows that contain it, and no others.
 
     Args:
         output_shape: number of windows, or one for each spatial axis.
@@ -151,8 +151,8 @@ def adaptive_avg_pool(
 def _window_means(x: jax.Array, axis: int, count: int) -> jax.Array:
     """Return the means of `count` windows along an axis.
 
-    With g the greatest common divisor of length and count, the windows fall into g equal blocks of
-    the axis, which they don't leave. A window reads no other element, not even times 0.
+    With g the greatest common divisor of length and count, the axis splits into g equal blocks, and
+    no window crosses from one into another. A window reads no element outside it, not even times 0.
     """
     blocks = math.gcd(x.shape[axis], count)
     length, count = x.shape[axis] // blocks, count // blocks

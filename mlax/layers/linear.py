@@ -26,7 +26,7 @@ class LinearParams(NamedTuple):
     """Parameters of `linear`."""
 
     kernel: jax.Array
-    """(in_features, out_features), or the other way round if transposed."""
+    """(in_features, out_features), or (out_features, in_features) if `transposed_kernel`."""
 
 
 class LinearConfig(NamedTuple):
@@ -85,9 +85,9 @@ def linear(
         kernel_initializer: called with (in_features, out_features); the result is transposed if
             `transposed_kernel`.
         dtype: dtype of the kernel. It is cast to the dtype of x when used.
-        out_sharding: sharding of y on a mesh with explicit axes, ignored elsewhere; `mlax.batched`
-            and `jax.vmap` put the batch axis in front. It has to be given where both x and the
-            kernel are sharded along in_features.
+        out_sharding: sharding of y on a mesh with explicit axes; ignored elsewhere. `mlax.batched`
+            and `jax.vmap` put the batch axis in front. Required where both x and the kernel are
+            sharded along in_features.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not floating and the kernel is.

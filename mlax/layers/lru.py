@@ -107,7 +107,7 @@ def _init_lru(
     features = inputs.shape[-1]
     keys = [jax.random.fold_in(rng, i) for i in range(7)]
     wide = wide_dtype(dtype)
-    tiny, epsilon = float(jnp.finfo(wide).tiny), float(jnp.finfo(wide).eps)  # no logarithm of 0
+    tiny, epsilon = float(jnp.finfo(wide).tiny), float(jnp.finfo(wide).eps)  # avoid log(0)
     squared_radius = jax.random.uniform(
         keys[0], (state_features,), wide, max(r_min**2, tiny), r_max**2
     )
@@ -142,7 +142,7 @@ def lru_cell(
 ) -> LruParams:
     """One step of `mlax.lru`, with the same params: (x, h) -> (y, h'), x (..., features).
 
-    Arguments, errors and source are those of `mlax.lru`.
+    Arguments, errors and source are the same as in `mlax.lru`.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> x = (jnp.ones((7, 3)), None)
@@ -174,14 +174,14 @@ def lru(
         h_t = decay * h_{t-1} + exp(gamma_log) * (x_t @ b)
         y_t = real(h_t @ c) + d * x_t
 
-    xs and ys are (length, features). h is complex and passed as the pair of its real and its
-    imaginary part, (state_features,) each; start with (jnp.zeros(state_features),) * 2, or None.
-    All params are real: b is b_real + i b_imag.
+    xs and ys are (length, features). h is complex and passed as the pair of its real and imaginary
+    parts, (state_features,) each; start with (jnp.zeros(state_features),) * 2, or None. All params
+    are real: b is b_real + i b_imag.
 
     Args:
         state_features: length of h.
-        r_min, r_max: decay is drawn uniformly on the ring of the complex plane between these
-            radii. The nearer to 1, the longer h remembers.
+        r_min, r_max: decay is drawn uniformly from the ring between these radii in the complex
+            plane. The nearer to 1, the longer h remembers.
         max_phase: the largest phase of decay.
         dtype: dtype of the parameters. Kernels are cast to the dtype of x when used.
         implementation: how to run the recurrence, see `mlax.functional.linear_recurrence`.

@@ -94,7 +94,7 @@ def min_gru_cell(
 ) -> MinGruParams:
     """One step of `mlax.min_gru`, with the same params: (x, h) -> (y, h'), x (..., in_features).
 
-    Arguments, errors and source are those of `mlax.min_gru`.
+    Arguments, errors and source are the same as in `mlax.min_gru`.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> init, apply = mlax.recurrent(mlax.min_gru_cell(4))

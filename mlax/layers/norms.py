@@ -9,7 +9,7 @@
 | `instance_norm` | all axes but the channel axis | the channel axis |
 
 Everything, including the scale and the bias, is computed in float32 or better; y is rounded
-once, to the dtype of x. `mlax.statistics.standardized` and `mlax.z_norm` do the work. But for
+once, to the dtype of x. `mlax.statistics.standardized` and `mlax.z_norm` do the work. Except in
 `batch_norm`, x may be as large or small as its dtype allows: no square of it overflows.
 """
 
@@ -244,7 +244,7 @@ def rms_norm(
         axis: the axes that E is taken over.
         epsilon, use_scale, scaler_initializer, dtype: as in `mlax.layer_norm`.
 
-    Errors are those of `mlax.layer_norm`.
+    Raises what `mlax.layer_norm` raises.
 
     Source: Zhang and Sennrich, "Root mean square layer normalization", 2019.
 

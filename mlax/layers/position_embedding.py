@@ -35,7 +35,7 @@ class PositionEmbeddingParams(NamedTuple):
 
 @serializable
 class PositionEmbeddingVariables(NamedTuple):
-    """Variables of `position_embedding` that decodes."""
+    """Variables of `position_embedding` when it decodes."""
 
     next_position: jax.Array
     """(...), the position of the next token."""
@@ -45,14 +45,14 @@ class PositionEmbeddingConfig(NamedTuple):
     """Configuration of `position_embedding`."""
 
     decodes: bool
-    """Whether positions go on from those of the call before."""
+    """Whether positions continue from the previous call."""
 
 
 def apply(
     params: PositionEmbeddingParams, state: State[Any, PositionEmbeddingConfig], x: Any,
     rng: Key | None = None, inference_mode: bool = False, batch_axis_name: AxisName = (),
 ) -> tuple[jax.Array, State[Any, PositionEmbeddingConfig]]:
-    """Return x with its positions: see `mlax.Apply` and `mlax.position_embedding`."""
+    """Return x + embedding[positions]: see `mlax.Apply` and `mlax.position_embedding`."""
     x, positions = _read(x)
     x = jnp.asarray(x)
     size, features = params.embedding.shape
@@ -119,18 +119,18 @@ def position_embedding(
     from 0, or a pair (x, positions). A negative position is padding, to which nothing is added.
 
     With `decodes`, each call of `apply`, in inference mode, takes the next tokens of a sequence:
-    positions are counted from where the last call ended.
+    positions continue where the previous call ended.
 
     Args:
         max_length: number of positions.
-        decodes: whether positions go on.
+        decodes: whether positions continue from the previous call.
         embed_initializer: called with (max_length, features).
         dtype: dtype of the embedding. It is cast to the dtype of x when used.
 
     Raises:
         TypeError: an argument is of the wrong type, or x is not floating.
-        ValueError: there are more positions than `max_length`. (Where their number is only known in
-            compiled code, y is NaN at those beyond.)
+        ValueError: there are more positions than `max_length`. (Where their number is known only in
+            compiled code, y is NaN at the positions beyond.)
 
     Source: Radford et al., "Improving language understanding by generative pre-training", 2018.
 

@@ -11,7 +11,7 @@ so `mlax.lru(n)` computes the same as `mlax.recurrent(mlax.lru_cell(n))`, faster
 `mlax.carried(mlax.lru(n))` is a layer from xs to ys, and `mlax.carried(mlax.lru(n), decodes=True)`
 decodes chunks of any length.
 
-h starts with zeros, for which None is short. y_t depends on x_0, ..., x_t. Products with kernels
+h starts as zeros, for which None is shorthand. y_t depends on x_0, ..., x_t. Products with kernels
 are computed in the dtype of x, which is also that of y, the recurrence in float32 or better; the
 carry keeps its own dtypes.
 """
@@ -37,7 +37,7 @@ RealOutput: TypeAlias = tuple[jax.Array, jax.Array]
 
 
 class Terms(NamedTuple):
-    """What x makes of a linear recurrence, for one step or for all."""
+    """The terms of a linear recurrence, computed from x, for one step or for all."""
 
     decay: jax.Array
     """The factor of h; its last axes are those of `added`."""
@@ -50,7 +50,7 @@ class Terms(NamedTuple):
 def run(
     terms: Terms, carry: tuple[jax.Array, ...], over_time: bool, implementation: Implementation
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Return y and the next carry; a carry of two arrays are the parts of complex numbers."""
+    """Return y and the next carry; a carry of two arrays holds the parts of complex numbers."""
     parts = [part.astype(terms.added.real.dtype) for part in carry]
     h = lax.complex(*parts) if len(parts) == 2 else parts[0]
     if over_time:
@@ -65,7 +65,7 @@ def run(
 def require_fitting(
     owner: str, x: Shaped, carry: tuple[Shaped | None, ...], shape: tuple[int, ...], over_time: bool
 ) -> tuple[int, ...]:
-    """Return the shape of a carry with these axes for each x, and require that it has it."""
+    """Return the shape of a carry with these axes for each x, and require it of the carry."""
     arguments.require_rank(owner, x, 1)
     arguments.require_real(owner, x)
     if over_time and len(x.shape) != 2:

@@ -1,4 +1,4 @@
-"""A trained bias for attention by the distance of positions: y[h, p, q] = embedding[bucket, h].
+"""A trained bias for attention by relative position: y[h, p, q] = embedding[bucket, h].
 
     x          positions (..., length) and memory_positions (..., memory_length), integers
     embedding  (num_buckets, num_heads)
@@ -25,9 +25,9 @@ class RelativeBiasConfig(NamedTuple):
     """Configuration of `relative_bias`."""
 
     max_distance: int
-    """The distance from which on all keys share a bucket."""
+    """From this distance on, all keys share a bucket."""
     bidirectional: bool
-    """Whether keys after the query are told apart."""
+    """Whether keys after the query have buckets of their own."""
 
 
 def apply(params: EmbedParams, config: RelativeBiasConfig, x: Any) -> jax.Array:
@@ -67,13 +67,13 @@ def relative_bias(
     Args:
         num_heads: number of heads of the queries.
         num_buckets: number of ranges of distances.
-        max_distance: the distance from which on all keys share a bucket.
-        bidirectional: whether keys after the query are told apart; not in causal attention.
+        max_distance: from this distance on, all keys share a bucket.
+        bidirectional: whether keys after the query have buckets of their own; not needed if causal.
         embed_initializer: called with (num_buckets, num_heads).
         dtype: dtype of the bias.
 
     Raises:
-        TypeError: x is no pair, or not of integers.
+        TypeError: x is not a pair, or not of integers.
         ValueError: `num_buckets` or `max_distance` is too small, or positions have no axis.
 
     Source: Raffel et al., "Exploring the limits of transfer learning with a unified text-to-text

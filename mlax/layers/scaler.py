@@ -31,7 +31,7 @@ class ScalerConfig(NamedTuple):
     """Configuration of `scaler`."""
 
     in_features: int | tuple[int, ...]
-    """For each axis of x: 0 for no scale axis, 1 for a shared factor, -1 or its length for each."""
+    """For each axis of x: 0 for no scale axis, 1 for a shared factor, -1 or the length for each."""
 
 
 def apply(params: ScalerParams, config: ScalerConfig, x: jax.Array) -> jax.Array:
@@ -48,7 +48,7 @@ def scaler(
     """Multiplication by a trained factor: y = x * scale.
 
     Args:
-        in_features: as in `mlax.bias`, with a factor in the place of the term.
+        in_features: as in `mlax.bias`, with a factor in place of the term.
         scaler_initializer: called with one length for each non-zero entry.
         dtype: dtype of the scale. It is cast to the dtype of x when used.
 

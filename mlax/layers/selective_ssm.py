@@ -34,7 +34,7 @@ class SelectiveSsmParams(NamedTuple):
     """Parameters of `selective_ssm` and `selective_ssm_cell`."""
 
     kernel: jax.Array
-    """(features, delta_rank + 2 * state_features), the projection of x to delta, b and c."""
+    """(features, delta_rank + 2 * state_features), the projection of x to low, b and c."""
     delta_kernel: jax.Array
     """(delta_rank, features)."""
     delta_bias: jax.Array
@@ -126,7 +126,7 @@ def selective_ssm_cell(
 ) -> SelectiveSsmParams:
     """One step of `mlax.selective_ssm`, with the same params: (x, h) -> (y, h'), x (..., features).
 
-    Arguments, errors and source are those of `mlax.selective_ssm`.
+    Arguments, errors and source are the same as in `mlax.selective_ssm`.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> init, apply = mlax.recurrent(mlax.selective_ssm_cell(4))
@@ -164,13 +164,13 @@ def selective_ssm(
         y_t[i] = h_t[i] @ c_t + d[i] * x_t[i]
 
     for each feature i. xs and ys are (length, features), h is (features, state_features); start
-    with zeros, or None. (The step of h is exact for a, and Euler's for b.)
+    with zeros, or None. (The discretisation is exact for a, and Euler's for b.)
 
     Args:
         state_features: length of h for each feature.
         delta_rank: length of low_t. None means features / 16, rounded up.
-        delta_min, delta_max: softplus(delta_bias) is drawn between these, uniformly in its
-            logarithm. The smaller, the longer h remembers.
+        delta_min, delta_max: softplus(delta_bias) is drawn log-uniformly between these. The
+            smaller, the longer h remembers.
         kernel_initializer: called with (features, delta_rank + 2 * state_features).
         dtype: dtype of the parameters. Kernels are cast to the dtype of x when used.
         implementation: how to run the recurrence, see `mlax.functional.linear_recurrence`.

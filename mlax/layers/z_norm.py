@@ -24,7 +24,7 @@ from mlax.tracing import traced_once
 
 
 def read_real_dtype(owner: str, name: str, value: Any) -> Any:
-    """Require a dtype for numbers of a normalisation: integers would cut them off."""
+    """Require a real floating dtype: integers would truncate statistics, scales and biases."""
     dtype = read_dtype(owner, name, value)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(message(owner, name, "a real floating dtype", dtype.name))

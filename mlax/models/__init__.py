@@ -5,10 +5,9 @@
 | `gpt2`, `llama` | tokens (..., length) or (tokens, positions) | logits (..., length, vocab_size) |
 | `bert` | tokens (..., length) or `BertInputs` | `BertOutputs` |
 | `vit`, `resnet` | one image (height, width, channels) | logits (num_classes,) |
-
-Configs of published models are constants, such as `LLAMA_3_8B`; `LLAMA_3_8B._replace(...)` is
-another one. The tables called `*_HUGGINGFACE` are for `mlax.weights.convert`, and have the names of
-the files that `save_pretrained` writes. The config has to be that of the file: if its num_layers or
+Configs of published models are constants, such as `LLAMA_3_8B`; `LLAMA_3_8B._replace(...)` gives
+another. The tables called `*_HUGGINGFACE` are for `mlax.weights.convert`, and have the names of the
+files that `save_pretrained` writes. The config must be that of the file: if its num_layers or
 tied_embeddings differ, `convert` says which tensors have no place, or which parameters no tensor.
 """
 

@@ -1,4 +1,4 @@
-"""BERT: a post-norm transformer of tokens that see each other in both directions.
+"""BERT: a post-norm transformer in which tokens attend in both directions.
 
     y = norm(embedding[tokens] + type_embedding[types] + position_embedding)
     y = norm(y + attention(y)); y = norm(y + mlp(y))        in each block
@@ -36,7 +36,7 @@ class BertConfig(NamedTuple):
     """Configuration of `bert`."""
 
     vocab_size: int = 30_522
-    """Number of tokens."""
+    """Size of the vocabulary."""
     max_length: int = 512
     """Number of positions."""
     num_types: int = 2
@@ -52,7 +52,7 @@ class BertConfig(NamedTuple):
     epsilon: float = 1e-12
     """Term added to the variances."""
     dropout_rate: float = 0.0
-    """Probability of zero in training: of embeddings, of weights, and of what blocks add."""
+    """Dropout rate of embeddings, of attention weights, and of what blocks add."""
 
 
 BERT_BASE = BertConfig()
@@ -60,7 +60,7 @@ BERT_BASE = BertConfig()
 
 @serializable
 class BertInputs(NamedTuple):
-    """Tokens, their types (None is 0), and a mask: of tokenizers, attention_mask.astype(bool)."""
+    """Tokens, their types (None is 0), and a mask: a tokenizer's attention_mask.astype(bool)."""
 
     tokens: Any
     """(..., length), integers in [0, vocab_size)."""

@@ -31,7 +31,7 @@ class Gpt2Config(NamedTuple):
     """Configuration of `gpt2`."""
 
     vocab_size: int = 50_257
-    """Number of tokens."""
+    """Size of the vocabulary."""
     max_length: int = 1024
     """Number of positions."""
     features: int = 768
@@ -43,7 +43,7 @@ class Gpt2Config(NamedTuple):
     epsilon: float = 1e-5
     """Term added to the variances."""
     dropout_rate: float = 0.0
-    """Probability of zero in training: of embeddings, of weights, and of what blocks add."""
+    """Dropout rate of embeddings, of attention weights, and of what blocks add."""
 
 
 GPT_2 = Gpt2Config()
@@ -71,7 +71,7 @@ def gpt2(
     Args:
         config: the sizes, such as `mlax.models.GPT_2`.
         cache_length: number of tokens that the caches have room for, for a model that decodes.
-        remat: whether the backward pass computes blocks again instead of saving activations.
+        remat: whether the backward pass recomputes activations instead of saving them.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> config = mlax.models.GPT_2._replace(vocab_size=50, features=8, num_layers=2, num_heads=2)

@@ -37,19 +37,19 @@ class LlamaConfig(NamedTuple):
     """Configuration of `llama`."""
 
     vocab_size: int
-    """Number of tokens."""
+    """Size of the vocabulary."""
     features: int
     """Features of each token."""
     num_layers: int
     """Number of blocks."""
     num_heads: int
-    """Number of heads of the queries."""
+    """Number of query heads."""
     num_kv_heads: int
-    """Number of heads of keys and values."""
+    """Number of key and value heads."""
     hidden_features: int
     """Features of the hidden layer of each perceptron."""
     head_dim: int | None = None
-    """Features of a head; None means features / num_heads."""
+    """Features per head; None means features / num_heads."""
     rotary_base: float = 500_000.0
     """The angle of the slowest rotation is about position / rotary_base."""
     rotary_scaling: LlamaScaling | None = None
@@ -99,8 +99,8 @@ def llama(
     Args:
         config: the sizes, such as `mlax.models.LLAMA_3_8B`.
         cache_length: number of tokens that the caches have room for, for a model that decodes.
-        cache_policy: what full ones do, as in `mlax.attention`: "wrap" is for a window.
-        remat: whether the backward pass computes blocks again instead of saving activations.
+        cache_policy: what full ones do, as in `mlax.attention`; "wrap" needs a window.
+        remat: whether the backward pass recomputes activations instead of saving them.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> config = mlax.models.LlamaConfig(50, 8, 2, num_heads=2, num_kv_heads=1, hidden_features=16)

@@ -38,7 +38,7 @@ class ResnetConfig(NamedTuple):
     channels: tuple[int, ...]
     """Number of channels of each stage."""
     bottleneck: bool
-    """Whether blocks are bottlenecks, with a quarter of the channels within."""
+    """Whether blocks are bottlenecks, with a quarter of the channels inside."""
     stem_channels: int = 64
     """Number of channels before the first stage."""
     num_classes: int = 1000
@@ -73,7 +73,7 @@ def residual_block(x: Shaped, channels: Size, stride: Size, bottleneck: bool) ->
     Args:
         channels: number of channels of y.
         stride: how many times smaller y is than x.
-        bottleneck: whether it is a 3x3 convolution between two 1x1, instead of two 3x3.
+        bottleneck: whether it is a 3x3 convolution between two 1x1 ones, instead of two 3x3 ones.
     """
     inner = channels // 4
     body = [_conv(channels, 3, stride), _conv(channels, 3, activates=False)]
@@ -94,7 +94,7 @@ def resnet(x: Shaped, config: Annotated[ResnetConfig, instance_of(ResnetConfig)]
         config: the sizes, such as `mlax.models.RESNET_50`.
 
     Raises:
-        ValueError: x is no single image.
+        ValueError: x is not a single image.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> config = mlax.models.ResnetConfig((1, 1), (8, 16), bottleneck=False, num_classes=10)

@@ -1,4 +1,4 @@
-"""Vision transformer: an image is a sequence of patches, with a token for its class before them.
+"""Vision transformer: an image becomes a sequence of patches after a class token.
 
     y = [class_token, kernel * patches + bias] + position_embedding
     y = y + attention(norm(y)); y = y + mlp(norm(y))        in each block
@@ -53,7 +53,7 @@ class VitConfig(NamedTuple):
     epsilon: float = 1e-12
     """Term added to the variances."""
     dropout_rate: float = 0.0
-    """Probability of zero in training: of embeddings, and of what blocks add."""
+    """Dropout rate of embeddings, and of what blocks add."""
 
 
 VIT_B_16 = VitConfig()
@@ -81,7 +81,7 @@ def vit(
         config: the sizes, such as `mlax.models.VIT_B_16`.
 
     Raises:
-        ValueError: x is of another size.
+        ValueError: x has another size.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> config = mlax.models.VitConfig(8, 4, 16, num_layers=2, num_heads=2, num_classes=10)

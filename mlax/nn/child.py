@@ -13,7 +13,7 @@ from mlax.nn.base import Documented
 
 
 def read_module(owner: str, name: str, value: Any) -> Module:
-    """Require a module; the error says how to make one of the value."""
+    """Require a module; the error says how to make one from the value."""
     if isinstance(value, Module):
         return value
     way_out = ""

@@ -15,7 +15,7 @@ from mlax.nn.base import PairModule
 class Dense(PairModule[jax.Array, jax.Array]):
     """Linear transformation of the last axis with a bias: see `mlax.dense`.
 
-    The parameters are `kernel` and `bias`; without `use_bias`, that of the bias stays empty.
+    The parameters are `kernel` and `bias`; without `use_bias`, the latter stays empty.
     """
 
     _pair = dense

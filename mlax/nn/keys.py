@@ -14,7 +14,7 @@ from mlax.layer import Key
 
 
 class Keys:
-    """Keys as attributes, and to be unpacked in order: see `split_keys`. A pytree."""
+    """Keys as attributes, which also unpack in order: see `split_keys`. A pytree."""
 
     def __init__(self, keys: dict[str, Key]) -> None:
         """Hold the keys under their names."""
@@ -46,7 +46,7 @@ def split_keys(rng: Key, names: str | Sequence[str]) -> Keys:
 
     Raises:
         TypeError: `rng` is not one key, or `names` is neither a string nor a sequence of them.
-        ValueError: there is no name, one twice, or one that is no identifier.
+        ValueError: there is no name, a name occurs twice, or one is not an identifier.
         AttributeError: a key is read under a name that was not given.
 
     >>> import jax

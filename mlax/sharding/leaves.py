@@ -16,7 +16,7 @@ class Leaf(NamedTuple):
     """An array of a model."""
 
     path: str
-    """Its path; that of a variable begins with "variables"."""
+    """Its path; that of a variable starts with "variables"."""
     shape: tuple[int, ...]
     """Its shape."""
     owner: Owner
@@ -24,7 +24,7 @@ class Leaf(NamedTuple):
     name: tuple[str, ...]
     """Its path in the layer."""
     is_weight: bool
-    """Whether it is a parameter, or in the place of one in `mlax.lora` or `mlax.quantized`."""
+    """Whether it is a parameter, or stands in for one in `mlax.lora` or `mlax.quantized`."""
 
 
 def leaves_of(model: Model) -> tuple[list[Leaf], list[Leaf]]:
@@ -49,11 +49,11 @@ def _arrays(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 _WEIGHTS: dict[type, str] = {LoraConfig: "base", QuantizedConfig: "weights"}
-"""The variable that holds the params of the layer within."""
+"""The variable that holds the params of the layer inside."""
 
 
 def _place_of_weight(owners: dict[str, Owner], path: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return the path of the parameter that a variable is the weight of, None if it is none."""
+    """Return the path of the parameter whose weight a variable holds, None if it holds none."""
     for i, key in enumerate(path):
         owner = owners.get(".".join(path[:i]))
         if owner and any(_WEIGHTS.get(type(child.config)) == key for child in owner.chain):

@@ -1,12 +1,12 @@
-"""A plan: where the arrays of a model lie on a mesh, and the model that keeps to it.
+"""A plan: how the arrays of a model are sharded over a mesh, and the model sharded so.
 
     plan = mlax.sharding.plan(model, x, "fsdp+tensor", mesh, optimizer=optimizer)
-    params, state = plan.init(rng)                                      made in parts
-    y, state = plan.apply(params, state, x, rng)                        inside of the user's step
+    params, state = plan.init(rng)                                      made shard by shard
+    y, state = plan.apply(params, state, x, rng)                        inside the user's step
     jax.jit(step, in_shardings=(plan.params, plan.state, plan.x), ...)
 
-Nothing here moves an array: `jax.jit` and the compiler do. All but `init` needs shapes alone, so
-the mesh may be abstract.
+Nothing here moves an array: `jax.jit` and the compiler do. Everything but `init` needs only shapes,
+so the mesh may be abstract.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ Y = TypeVar("Y")
 
 
 class Optimizer(Protocol):
-    """What a plan reads of an optimizer, as those of optax are."""
+    """What a plan needs of an optimizer, such as one of optax."""
 
     @property
     def init(self) -> Callable[..., Any]:
@@ -69,7 +69,7 @@ class Shapes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan(Generic[P, S, X, Y]):
-    """Where the arrays of a model lie on a mesh; printed as a table, in bytes on each device.
+    """How the arrays of a model are sharded over a mesh; prints as a table, in bytes per device.
 
     The trees of `jax.sharding.NamedSharding` are for `in_shardings` and `out_shardings` of
     `jax.jit` and for `jax.device_put`; `shapes` are for `mlax.load` and for lowering a step.
@@ -84,9 +84,9 @@ class Plan(Generic[P, S, X, Y]):
     model: Model
     """The model as shapes and dtypes, on no mesh."""
     used: dict[str, tuple[PartitionSpec, str]]
-    """By the path of each parameter: where it lies while its layer runs, and the path of that."""
+    """By the path of each parameter: its spec while its layer runs, and the path of the layer."""
     inside: Constraints
-    """Where arrays lie inside of the model."""
+    """The shardings of arrays inside the model."""
 
     @property
     def params(self) -> Any:
@@ -114,9 +114,9 @@ class Plan(Generic[P, S, X, Y]):
         return _shardings(self.shapes.optimizer)
 
     def init(self, rng: Key) -> tuple[P, S]:
-        """Return the params and state that the layer returns, each made where it lies.
+        """Return the params and state of the layer, each array made on the devices that hold it.
 
-        No device holds the whole of an array that is sharded, as far as its initializer can be
+        No device ever holds the whole of a sharded array, provided that its initializer can be
         computed in parts; of those in `jax.nn.initializers`, the orthogonal ones cannot.
         """
         if isinstance(self.mesh, AbstractMesh):
@@ -139,12 +139,12 @@ class Plan(Generic[P, S, X, Y]):
         self, params: P, state: S, x: X, rng: Key | None = None, inference_mode: bool = False,
         batch_axis_name: AxisName = (),
     ) -> tuple[Y, S]:
-        """Return what the layer returns, computed as planned.
+        """Return the output of the layer and its state, computed as planned.
 
-        x is split, params are gathered where their layer runs, a copy of a `mlax.repeat` at a
-        time, and outputs lie as the rules and the layers themselves ask. On a mesh with explicit
-        axes y and state have the types that the plan says; inside, axes are automatic. It is meant
-        for a function in `jax.jit`: alone, it is compiled at each call.
+        x is sharded, params are gathered where their layer runs, one copy of a `mlax.repeat` at a
+        time, and outputs are sharded as the rules and the layers themselves ask. On a mesh with
+        explicit axes, y and state have the types that the plan says; inside, axes are automatic.
+        It is meant to be called within `jax.jit`: alone, it is compiled at each call.
         """
         def planned(params: P, state: S, x: X, rng: Key | None) -> tuple[Y, S]:
             with constraints.constraining(self.inside):
@@ -161,13 +161,13 @@ class Plan(Generic[P, S, X, Y]):
         return result
 
     def _require_fitting(self, params: Any, x: Any) -> None:
-        """Require params as planned, and an x that can be split so, of whatever batch size."""
-        planned_params = self.shapes.params  # sorted as leaves are, unlike params may be
+        """Require params as planned, and an x that can be sharded as planned, of any batch size."""
+        planned_params = self.shapes.params  # sorted, as leaves are; params may not be
         own = zip(paths(planned_params), *map(jax.tree.leaves, (params, planned_params)))
         for path, leaf, like in own:
             if jnp.shape(leaf) != like.shape:
                 wanted, got = f"of shape {like.shape}, as planned", f"shape {jnp.shape(leaf)}"
-                way_out = "plan with the model that they are of"
+                way_out = "plan with the model that they belong to"
                 raise ValueError(message("plan.apply", f"params.{path}", wanted, got, way_out))
         if jax.tree.structure(x) != jax.tree.structure(self.shapes.x):
             wanted, got = "structured as it was planned", f"{jax.tree.structure(x)}"
@@ -184,7 +184,7 @@ class Plan(Generic[P, S, X, Y]):
                 raise ValueError(f"plan.apply: {finding}; pad it, or plan with another x_spec")
 
     def _run(self, planned: Callable[..., Any], params: P, state: S, x: X, rng: Any) -> Any:
-        """Return the result of a function that constrains the arrays in it, placed as planned."""
+        """Return the result of a function that constrains the arrays in it, sharded as planned."""
         y_specs, state_specs = _specs(self.shapes.y), _specs(self.shapes.state)
         mesh = self.mesh if isinstance(self.mesh, AbstractMesh) else self.mesh.abstract_mesh
         with jax.sharding.use_abstract_mesh(mesh):
@@ -199,10 +199,10 @@ class Plan(Generic[P, S, X, Y]):
             return jax.tree.map(lax.with_sharding_constraint, y, y_specs), after
 
     def shardings_of(self, tree: Any) -> Any:
-        """Return the sharding of each array of a tree in which paths end as those of params do.
+        """Return the sharding of each array of a tree whose paths end as those of params do.
 
-        Such is the state of an optimizer, or its shapes. An array whose path or shape is no
-        parameter's is whole on every device.
+        Such is the state of an optimizer, or its shapes. An array that matches no parameter in
+        path and shape is replicated.
         """
         return _shardings_like(self.shapes.params, tree, self.mesh)
 
@@ -217,22 +217,22 @@ def plan(
     x_spec: Any = None, outputs: Sequence[tuple[str, PartitionSpec]] = (),
     gathered: Sequence[str] | None = None, optimizer: Optimizer | None = None,
 ) -> Plan[P, S, X, Y]:
-    """Return where the arrays of a model lie on a mesh, by rules that are checked.
+    """Return how the arrays of a model are sharded over a mesh, by rules that are checked.
 
     A rule is a pattern of the paths of params, where * matches any text, and a PartitionSpec; the
-    first that matches counts. A strategy is a rule for all that is left, which knows our layers:
+    first that matches counts. A strategy is a rule for everything left, and knows our layers:
 
-        "data"          params are whole on every device, and the batch is split
-        "fsdp"          params are stored in parts over "data", and gathered where they are used
+        "data"          params are replicated, and the batch is sharded
+        "fsdp"          params are sharded over "data", and gathered where they are used
         "tensor"        heads, hidden features and entries of embeddings are split over "model"
         "expert"        the experts of `mlax.moe` are split over "expert"
         "fsdp+tensor"   several at once
 
     With each of them the copies in a `mlax.pipeline` are split over its stages. What a strategy
-    cannot divide, such as 6 heads over 4 devices, it leaves whole, as the printed plan shows; with
-    "fsdp" it is stored in parts over all axes of the strategy anyway. Variables are whole, but for
-    caches of attention and for the weights in `mlax.lora` and `mlax.quantized`; a rule for
-    "variables.*" says otherwise.
+    cannot divide, such as 6 heads over 4 devices, it leaves whole, as the printed plan shows;
+    "fsdp" stores it sharded over all axes of the strategy anyway. Variables are replicated,
+    except for caches of attention and the weights in `mlax.lora` and `mlax.quantized`, unless a
+    rule for "variables.*" says otherwise.
 
     Args:
         layer: any layer, with a batch axis: see `mlax.batched`.
@@ -240,20 +240,20 @@ def plan(
         rules: a strategy, or a list of rules, of which the last may be a strategy.
         mesh: a mesh, which needs no devices if abstract.
         x_spec: how x is sharded: a PartitionSpec for all arrays, or a tree of them like x. None
-            splits the leading axis over those of the axes "replica", "data" and "expert" that
-            there are.
-        outputs: rules for outputs of layers by the paths of these; "" is the model, whose output
-            is sharded as the batch otherwise. The spec is of the array as the layer returns it:
-            of one example in `mlax.batched`. Other layers ask by `out_sharding`.
-        gathered: axes of the mesh over which params are stored in parts by your own rules, and
-            gathered where they are used. None means those of x_spec, but for "expert".
+            splits the leading axis over those of the axes "replica", "data" and "expert" that the
+            mesh has.
+        outputs: rules for outputs of layers, by the paths of the layers; "" is the model, whose
+            output is sharded like the batch otherwise. A spec is for the array that the layer
+            returns: of one example in `mlax.batched`. Other layers ask by `out_sharding`.
+        gathered: mesh axes over which your own rules shard params that are gathered where they are
+            used. None means those of x_spec, except "expert".
         optimizer: one whose state is planned too, such as one of optax.
 
     Raises:
-        TypeError: an argument is of another type.
-        ValueError: the rules do not fit: arrays that none matches, rules that match none or come
-            too late, unknown axes of the mesh, axes used twice, lengths that they do not divide.
-            All of that is told at once, by path.
+        TypeError: an argument is of the wrong type.
+        ValueError: the rules do not fit: arrays that match none, rules that match none or come too
+            late, unknown mesh axes, axes used twice, lengths that they do not divide. The error
+            lists them all, by path.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> from jax.sharding import AbstractMesh
@@ -283,7 +283,7 @@ def plan(
         wanted = "one with axes that are all explicit, or all automatic"
         raise ValueError(message("plan", "mesh", wanted, f"{mesh.axis_types}"))
     if min(mesh.axis_sizes, default=1) < 1 or len(set(mesh.axis_names)) < len(mesh.axis_names):
-        wanted, got = "axes with names of their own and at least one device", f"{mesh}"
+        wanted, got = "one with distinct axis names and at least one device", f"{mesh}"
         raise ValueError(message("plan", "mesh", wanted, got))
     read, sizes = read_rules("plan", rules), mesh.shape
     of_outputs = read_pairs("plan", "outputs", outputs)
@@ -300,7 +300,7 @@ def plan(
     if gathered is None:
         gathered = [name for spec in x_specs for name in names_in(spec) if name != "expert"]
     elif isinstance(gathered, str) or not set(gathered) <= set(sizes):
-        wanted = f"a tuple of axes of the mesh, {', '.join(map(repr, sizes))}"
+        wanted = f"a tuple of mesh axes, {', '.join(map(repr, sizes))}"
         raise ValueError(message("plan", "gathered", wanted, repr(gathered)))
     if optimizer is not None and not callable(getattr(optimizer, "init", None)):
         wanted = "one with a function init"
@@ -356,7 +356,7 @@ def plan(
 
 
 def _specs_like(x: Any, specs: Any) -> list[PartitionSpec]:
-    """Return the spec of each array of x, by one for all or a tree of them."""
+    """Return the spec of each array of x, from one for all or a tree of them."""
     if isinstance(specs, PartitionSpec):
         return [specs if leaf.shape else PartitionSpec() for leaf in jax.tree.leaves(x)]
     found = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))

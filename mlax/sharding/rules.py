@@ -1,6 +1,6 @@
-"""Rules: patterns of paths, and which axes of the mesh arrays there are split over.
+"""Rules: patterns of paths, and the mesh axes that the arrays there are split over.
 
-All that is wrong with rules is found at once, as sentences of one error.
+Everything wrong with the rules is found at once, as sentences of one error.
 """
 
 import difflib
@@ -26,7 +26,7 @@ Rule: TypeAlias = tuple[str, PartitionSpec] | frozenset[str]
 
 
 REST_IS_WHOLE = ("*", PartitionSpec())
-"""The rule for what is left."""
+"""The rule for everything left."""
 
 
 def read_rules(owner: str, rules: Any) -> list[Rule]:
@@ -71,7 +71,7 @@ def _read_pair(owner: str, name: str, rule: Any, more: str = "") -> tuple[str, P
         got = repr(rule) if isinstance(rule, tuple) else described(rule)
         raise TypeError(message(owner, name, f"{_PAIRS}{more}", got))
     if getattr(rule[1], "unreduced", None) or getattr(rule[1], "reduced", None):
-        wanted = "a PartitionSpec of axes alone, as arrays lie between layers"
+        wanted = "a PartitionSpec without reduced or unreduced axes"
         raise ValueError(message(owner, f"the rule for {rule[0]!r}", wanted, repr(rule[1])))
     return rule[0], rule[1]
 
@@ -80,7 +80,7 @@ def resolve(
     rules: Sequence[Rule], leaves: Iterable[Leaf], batch: PartitionSpec, gathered: Sequence[Any],
     sizes: Mapping[Any, int], findings: list[str],
 ) -> list[Specs]:
-    """Return where arrays lie, and add to the findings what is wrong with that."""
+    """Return the specs of arrays, and add to the findings what is wrong with them."""
     found = []
     for leaf in leaves:
         i = _followed(rules, leaf.path)
@@ -132,12 +132,12 @@ def wrong_spec(
 
 
 def wrong_names(path: str, spec: PartitionSpec, sizes: Mapping[Any, int]) -> Iterator[str]:
-    """Yield what is wrong with the axes of the mesh in a spec."""
+    """Yield what is wrong with the mesh axes in a spec."""
     names = names_in(spec)
     for name in dict.fromkeys(names):
         if name not in sizes:
             known = ", ".join(map(repr, sizes))
-            yield f"expected {path} to be split over axes of the mesh, {known}, got {name!r}"
+            yield f"expected {path} to be split over mesh axes, {known}, got {name!r}"
         if names.count(name) > 1:
             yield f"expected {path} to be split over {name!r} once, got {spec}"
 
@@ -151,7 +151,7 @@ def dead_rules(rules: Sequence[Rule], paths: Sequence[str]) -> Iterator[str]:
             continue
         if isinstance(rule, frozenset):
             spelled = "+".join(sorted(rule))
-            yield f"expected arrays that rule {i}, {spelled!r}, is left for, got none"
+            yield f"expected arrays to be left for rule {i}, {spelled!r}, got none"
             continue
         of_variables = _is_variable(rule[0])
         own = [p for p in fnmatch.filter(paths, rule[0]) if _is_variable(p) is of_variables]
@@ -169,7 +169,7 @@ def dead_rules(rules: Sequence[Rule], paths: Sequence[str]) -> Iterator[str]:
 
 
 def missing_axes(rules: Iterable[Rule], sizes: Mapping[Any, int]) -> Iterator[str]:
-    """Yield which axes of the mesh strategies lack."""
+    """Yield which axes strategies need that the mesh lacks."""
     for part in sorted({part for rule in rules if isinstance(rule, frozenset) for part in rule}):
         if AXES[part] not in sizes:
             known = ", ".join(map(repr, sizes))
@@ -198,7 +198,7 @@ def first_spec(rules: Sequence[tuple[str, PartitionSpec]], path: str) -> Partiti
 
 
 def require_output(sizes: Mapping[Any, int], path: str, y: Any, spec: PartitionSpec) -> None:
-    """Require an output that can lie by a spec; arrays in it with fewer axes are left alone."""
+    """Require an output that fits a spec; arrays in it with fewer axes are left alone."""
     leaves = jax.tree.leaves(y)
     fitting = [leaf for leaf in leaves if leaf.ndim >= len(spec)]
     for leaf in fitting or leaves:

@@ -1,17 +1,17 @@
-"""Where arrays lie by default: data, fully sharded, tensor and expert parallelism.
+"""How arrays are sharded by default: data, fully sharded, tensor and expert parallelism.
 
 A strategy joins names with "+", each of which uses an axis of the mesh:
 
     data     nothing but x is sharded, over "replica", "data" and "expert"
-    fsdp     weights are stored in parts over "data", and over "model" and "expert" where layers do
-             not compute over these, and are gathered where they are used
+    fsdp     weights are sharded over "data", and over "model" and "expert" where layers do not
+             compute over these, and are gathered where they are used
     tensor   layers compute over "model": heads of attention, hidden features, entries of embeddings
     expert   the experts of `mlax.moe` are split over "expert"
 
 With each of them, the copies in a `mlax.pipeline` are split over the stages.
 
-Of layers in a row that multiply by kernels, the first is split over its outputs and the second over
-its inputs, and so on: one sum over the devices for each two products.
+Of consecutive layers that multiply by kernels, the first is split over its outputs and the second
+over its inputs, and so on: one all-reduce for every two products.
 
 Sources: Rajbhandari et al., "ZeRO", 2020, for fsdp; Shoeybi et al., "Megatron-LM", 2019, for
 tensor; Lepikhin et al., "GShard", 2020, for expert.
@@ -31,13 +31,13 @@ from mlax.owners import PRODUCTS
 from mlax.sharding.leaves import Leaf
 
 AXES = {"data": "data", "fsdp": "data", "tensor": "model", "expert": "expert"}
-"""The axis of the mesh that a strategy needs."""
+"""The mesh axis that a strategy needs."""
 BATCH_AXES = ("replica", "data", "expert")
-"""The axes of a mesh that the batch is split over."""
+"""The mesh axes that the batch is split over."""
 
 
 class Specs(NamedTuple):
-    """Where an array lies."""
+    """How an array is sharded."""
 
     stored: PartitionSpec
     """Between steps."""
@@ -48,13 +48,13 @@ class Specs(NamedTuple):
 def default_specs(
     strategy: Collection[str], leaf: Leaf, batch: PartitionSpec, sizes: Mapping[Any, int]
 ) -> Specs:
-    """Return where an array lies by a strategy.
+    """Return how a strategy shards an array.
 
     Args:
         strategy: names of parts of it.
         leaf: the array.
         batch: how the leading axis of x is split.
-        sizes: the lengths of the axes of the mesh.
+        sizes: the lengths of the mesh axes.
     """
     entries: list[tuple[Any, ...]] = [()] * len(leaf.shape)
     if "expert" in strategy and leaf.owner.expert_axis is not None:
@@ -83,7 +83,7 @@ def default_specs(
 def _split(
     entries: list[tuple[Any, ...]], leaf: Leaf, axis: int, name: Any, sizes: Mapping[Any, int]
 ) -> bool:
-    """Split an axis of an array over an axis of the mesh, if that divides it."""
+    """Split an axis of an array over a mesh axis, if that divides it."""
     divides = _length(entries, leaf, axis, sizes) % sizes[name] == 0
     if divides:
         entries[axis] += (name,)
@@ -140,7 +140,7 @@ def _head_axis(config: AttentionConfig, leaf: Leaf, size: int) -> int | None:
 def _split_cache(
     entries: list[tuple[Any, ...]], leaf: Leaf, batch: PartitionSpec, sizes: Mapping[Any, int]
 ) -> None:
-    """Split the batch of a cache of attention, which is the first axis that it leads with."""
+    """Split a cache of attention along the batch, the first of its leading axes."""
     axes = {"key": 3, "value": 3, "positions": 1}.get(leaf.name[0] if leaf.name else "")
     if isinstance(leaf.owner.config, AttentionConfig) and axes is not None:
         if len(leaf.shape) > leaf.owner.copies + axes:

@@ -1,4 +1,4 @@
-"""A plan as a table: where each parameter lies, and the bytes of everything on each device."""
+"""A plan as a table: how each parameter is sharded, and the bytes of everything on each device."""
 
 import dataclasses
 import math
@@ -54,7 +54,7 @@ def bytes_by_part(plan: "Plan[Any, Any, Any, Any]") -> dict[str, int]:
 
 
 def bytes_on_device(leaf: Any) -> int:
-    """Return the bytes of the part of an array that a device holds, all if it lies nowhere."""
+    """Return the bytes of the part of an array that a device holds, all if it has no sharding."""
     where = getattr(leaf, "sharding", None)
     shape = leaf.shape if where is None else where.shard_shape(leaf.shape)
     size: int = math.prod(shape) * leaf.dtype.itemsize
@@ -62,11 +62,11 @@ def bytes_on_device(leaf: Any) -> int:
 
 
 def activation_bytes(plan: "Plan[Any, Any, Any, Any]") -> int:
-    """Estimate the bytes on each device that the backward pass keeps of the forward pass.
+    """Estimate the bytes on each device that are saved for the backward pass.
 
-    Arrays are counted as split like others of the same shape whose place is said, or else like the
-    batch: what a layer computes in parts is less. Copies of params, such as those in another dtype,
-    are split like params. What a layer computes again in the backward pass comes on top.
+    An array counts as sharded like others of its shape with a sharding constraint, or else like the
+    batch: what a layer computes in parts takes less. Copies of params, such as those in another
+    dtype, are sharded like params. What the backward pass recomputes comes on top.
     """
     names = plan.mesh.axis_names
     automatic = AbstractMesh(plan.mesh.axis_sizes, names, (AxisType.Auto,) * len(names))
@@ -105,7 +105,7 @@ def activation_bytes(plan: "Plan[Any, Any, Any, Any]") -> int:
 
 
 def _constrained(jaxpr: Jaxpr) -> Iterator[tuple[tuple[int, ...], PartitionSpec]]:
-    """Yield the shapes of arrays whose place is said, and their specs."""
+    """Yield the shapes and specs of arrays with sharding constraints."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "sharding_constraint":
             aval: Any = eqn.outvars[0].aval
@@ -115,5 +115,5 @@ def _constrained(jaxpr: Jaxpr) -> Iterator[tuple[tuple[int, ...], PartitionSpec]
 
 
 def _axes(spec: PartitionSpec) -> str:
-    """Return the axes of the mesh for each axis of an array, "-" where it is whole."""
+    """Return the mesh axes for each axis of an array, "-" where it is whole."""
     return ", ".join("+".join(map(str, names_in([entry]))) or "-" for entry in spec)

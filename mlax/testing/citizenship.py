@@ -142,7 +142,7 @@ def _features_mesh(example: Example, types: AxisType) -> Any:
 
 @_feature
 def check_explicit_mesh(example: Example) -> None:
-    """A batch that is sharded over an axis of an explicit mesh, on which y then is too.
+    """A batch sharded over an axis of an explicit mesh, as y must then be too.
 
     Params and state are as `init` made them, on no mesh.
     """
@@ -269,7 +269,7 @@ def check_symbolic_batch(example: Example) -> None:
 
 @_feature
 def check_symbolic_length(example: Example) -> None:
-    """`jax.export` for any length of the leading axis, where that is none of the parameters'."""
+    """`jax.export` for any length of the leading axis, unless it is an axis of the parameters."""
     x, made = example.x, example.made
     if all(a.ndim < 2 for a in jax.tree.leaves(x)):
         x = jax.tree.map(lambda a: np.stack([a] * 4), x)
@@ -348,7 +348,7 @@ def check_debug_nans(example: Example) -> None:
 
 @_feature
 def check_key_reuse(example: Example) -> None:
-    """No key is consumed twice, by the account of `jax_debug_key_reuse`."""
+    """No key is consumed twice, according to `jax_debug_key_reuse`."""
     batch = _batch(example)
     with jax.debug_key_reuse(True):
         jax.jit(lambda key: example.layer.init(key, example.x))(jax.random.key(3))
@@ -393,7 +393,7 @@ def check_rbg_keys(example: Example) -> None:
 
 @_feature
 def check_x64(example: Example) -> None:
-    """With 64-bit types, float32 gives what it gives without, but for random numbers."""
+    """With 64-bit types, float32 gives what it gives without, except for random numbers."""
     inference_mode = example.key_in_training is not None
     expected, _ = example.eager[inference_mode]
     with jax.enable_x64(True):

@@ -23,25 +23,25 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 Array: TypeAlias = npt.NDArray[Any]
-"""An array of NumPy."""
+"""A NumPy array."""
 
 
 class Rule(NamedTuple):
     """Where tensors belong: see `mlax.weights`.
 
-    With None on one side, a rule says what may lack on it:
+    With None on one side, a rule says what that side may lack:
 
         Rule("cls.*", None)       tensors that are left out
-        Rule(None, "pooler.*")    leaves that stay as `like` has them, if no tensor is for them
+        Rule(None, "pooler.*")    leaves that stay as in `like`, unless a tensor has its place there
 
-    There a star stands for any text, dots included. In all other rules, only braces stand for text.
+    There, a star matches any text, dots included. In all other rules, only braces match text.
     """
 
     theirs: str | None
-    """The name of the tensors, or of a part, such as "name[0 of 3]", the first one; or several, to
-    be added, with " + " between them."""
+    """The name of the tensors, or of a part, such as "name[0 of 3]", the first one; or several
+    names to add, with " + " between them."""
     ours: str | None
-    """The path, or that of a part, in params or in the variables of the state."""
+    """The path of a leaf, or of a part of it, in params or in the variables of the state."""
     axes: str | None = None
     """The axes of a tensor and of ours, such as "oi->io"; None if they are the same."""
     optional: bool = False
@@ -59,7 +59,7 @@ class Rule(NamedTuple):
 
     @property
     def counted(self) -> list[str]:
-        """The texts in braces that count along the leading axes of ours."""
+        """The texts in braces that index the leading axes of ours."""
         ours = _in_braces(self.ours or "")
         return [text for term in self.terms[:1] for text in _in_braces(term) if text not in ours]
 
@@ -91,11 +91,11 @@ def _require_rules(owner: str, table: Any) -> None:
 def _wanted(rule: Rule) -> str | None:
     """Return what a rule lacks to be read in both directions."""
     if not all(text is None or isinstance(text, str) for text in rule[:3]):
-        return "made of texts"
+        return "made of strings"
     sides = [*rule.terms, *([] if rule.ours is None else [rule.ours])]
     braces = [_in_braces(side) for side in sides]
     if not sides:
-        return "of a name or a path"
+        return "one with a name or a path"
     if any(len(set(texts)) < len(texts) for texts in braces):
         return "one with each text in braces once on each side"
     if any(re.search("[{}]", re.sub(r"{\w+}", "", side)) for side in sides):
@@ -107,7 +107,7 @@ def _wanted(rule: Rule) -> str | None:
     if any("*" in side for side in sides):
         return "one with None on a side if there is a star"
     if not set(braces[-1]) <= set(braces[0]):
-        return "one with the texts in braces of ours on the left as well"
+        return "one whose braces on the right are on the left as well"
     before, arrow, after = (rule.axes or "->").partition("->")
     letters = [sorted(side.replace("1", "")) for side in (before, after)]
     is_read = arrow and re.fullmatch(r"\w*", before + after)
@@ -149,31 +149,31 @@ class Place(NamedTuple):
 
 
 Sums: TypeAlias = dict[tuple[str, ...], dict[str, Array | None]]
-"""What is to be added in one place: by the names in each rule, the arrays that were found; None for
-one that does not fit."""
+"""The arrays to add in one place, by the names in each rule; None for an array that does not
+fit."""
 
 
 def convert(tensors: Mapping[str, Any], table: Table, like: tuple[P, S]) -> tuple[P, S]:
-    """Return `(params, state)` made of tensors: NumPy arrays, in the dtypes of the tensors.
+    """Return `(params, state)` made from tensors: NumPy arrays, in the dtypes of the tensors.
 
-    So float16, bfloat16 and float64 stay what they are, whatever `like` has; but a leaf of floats
-    is made of floats, one of integers of integers. Tensors of torch may have a gradient and be on
-    any device. Several tensors may have one place if they are equal, as tied weights are.
+    float16, bfloat16 and float64 stay what they are, whatever `like` has; but floats only go into
+    leaves of floats, and integers into leaves of integers. Tensors of torch may require a gradient
+    and be on any device. Several tensors may have one place if they are equal, as tied weights are.
 
-    What only one side has, a rule says: `Rule("cls.*", None)` leaves tensors out, and
-    `Rule(None, "pooler.*")` leaves leaves as `like` has them.
+    A rule says what only one side has: `Rule("cls.*", None)` leaves tensors out, and
+    `Rule(None, "pooler.*")` keeps leaves as they are in `like`.
 
     Args:
-        tensors: arrays by name, such as `safetensors.numpy.load_file` returns; or dicts of dicts,
-            such as flax has, whose names are joined by dots.
+        tensors: arrays by name, such as `safetensors.numpy.load_file` returns; or nested dicts, as
+            in flax, whose keys are joined by dots.
         table: the rules, such as `mlax.models.LLAMA_HUGGINGFACE`.
-        like: what `layer.init` returns, or the shapes of it by `jax.eval_shape`.
+        like: what `layer.init` returns, or its shapes by `jax.eval_shape`.
 
     Raises:
-        TypeError: the table holds something that is no rule, or `like` is no such pair.
+        TypeError: the table holds something that is not a rule, or `like` is not such a pair.
         ValueError: a tensor has no place, a leaf has no tensor, shapes differ or dtypes are of
-            different kinds, or a rule that is not optional is for nothing on either side. The error
-            lists all of them, and counts those that are alike but for their numbers.
+            different kinds, or a rule that is not optional matches nothing on either side. The
+            error lists all of them, and counts those that differ only in their numbers.
 
     >>> import jax, jax.numpy as jnp, mlax, numpy as np
     >>> tensors = {"fc.weight": np.ones((2, 3)), "fc.bias": np.zeros(2)}
@@ -192,7 +192,7 @@ def convert(tensors: Mapping[str, Any], table: Table, like: tuple[P, S]) -> tupl
     copies: dict[str, str] = {}
 
     def read(rule: Rule, texts: dict[str, str]) -> tuple[Place | None, tuple[str, ...]] | None:
-        """Return the place in a leaf, if not left out, and the names of what is added there."""
+        """Return the place in a leaf, if not left out, and the names of tensors to add there."""
         if rule.ours is None:
             return None, ()
         names = tuple(term.format(**texts) for term in rule.terms)
@@ -255,7 +255,7 @@ _NUMBER = re.compile("0|[1-9][0-9]*")
 
 
 def _array(name: str, tensor: Any) -> Array:
-    """Return a tensor as an array of NumPy, which does not take all of PyTorch as they are."""
+    """Return a tensor as a NumPy array; NumPy lacks some dtypes of PyTorch."""
     if isinstance(tensor, np.ma.MaskedArray):
         way_out = "pass an array without a mask, such as tensor.filled()"
         raise TypeError(message("convert", name, "an array", "a masked one", way_out))
@@ -272,7 +272,7 @@ def _array(name: str, tensor: Any) -> Array:
 
 
 def _kind(dtype: Any) -> Any:
-    """Return the kind of a dtype, that no conversion changes."""
+    """Return the kind of a dtype, which no conversion changes."""
     kinds = jnp.floating, jnp.integer, jnp.bool_, jnp.complexfloating
     return next((kind for kind in kinds if jnp.issubdtype(dtype, kind)), dtype)
 
@@ -284,37 +284,37 @@ def _matches(side: str, names: Iterable[str]) -> bool:
 
 
 def _is_for_nothing(rule: Rule, names: Collection[str], paths: Collection[str]) -> bool:
-    """Return whether there are neither such tensors nor such leaves, though it names both."""
+    """Return whether a rule that names both sides matches neither a tensor nor a leaf."""
     if rule.theirs is None or rule.ours is None:
         return False
     return not any(_matches(term, names) for term in rule.terms) and not _matches(rule.ours, paths)
 
 
 def _kept(path: str, leaf: Any, wrong: list[str]) -> Any:
-    """Return a leaf of `like`; add to `wrong` that it is a shape alone."""
+    """Return a leaf of `like`; add to `wrong` that it is only a shape."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        wrong.append(f"only the shape of {path} in like, which is to stay as it is there")
+        wrong.append(f"only the shape of {path} in like, where its value is needed")
     return leaf
 
 
 WAYS_OUT = {
     "no place for": "Rule(name, None) leaves tensors out",
-    "no tensor for": "Rule(None, path) leaves a leaf as like has it",
+    "no tensor for": "Rule(None, path) keeps a leaf as it is in like",
     r"copies|no tensor for [^;]*\[\d+(, \d+)*\]":
-        "the layers in the config of the model are to be as many as in the file",
-    "which differs from one there":
-        "tensors in one place are to have equal values: is the model tied, and the file not?",
+        "the config of the model must have as many layers as the file",
+    "which differs from another there":
+        "tensors in one place must have equal values: is the model tied, and the file not?",
     r" by \w+->":
         "the axes of a rule are those of the tensor and of the leaf, such as "
         "kernel=\"OWI\" of a convolution along one axis",
     "only the shape": "pass what layer.init returns as like",
-    "on either side": "optional=True lets a rule be for nothing",
+    "on either side": "optional=True lets a rule match nothing",
 }
-"""What errors say, and the way out."""
+"""What errors say, and the way out of each."""
 
 
 def _listed(wrong: list[str]) -> tuple[str, str]:
-    """Return what is wrong, and the ways out; what differs in numbers alone is counted."""
+    """Return what is wrong, and the ways out; what differs only in numbers is counted."""
     groups: dict[str, list[str]] = {}
     for text in wrong:
         groups.setdefault(re.sub(r"(?<!\w)\d+(?! of|\w)", "0", text), []).append(text)
@@ -328,7 +328,7 @@ def _listed(wrong: list[str]) -> tuple[str, str]:
 def _assembled(
     path: str, shape: tuple[int, ...], places: dict[Place, Sums], wrong: list[str]
 ) -> Array | None:
-    """Return the leaf made of what was found for its places; add to `wrong` what was not."""
+    """Return the leaf made of what was found for its places; add to `wrong` what is missing."""
     ndim = min((len(place.indices) for place in places), default=0)
     total = max((place.part.total for place in places), default=1)
     rows = [
@@ -350,7 +350,7 @@ def _assembled(
                 continue
             added = functools.reduce(np.add, terms)
             if not _have_equal_bits(added, pieces.setdefault(place, added)):
-                errors.append(f"{' + '.join(names)} for {path}, which differs from one there")
+                errors.append(f"{' + '.join(names)} for {path}, which differs from another there")
     if len(dtypes) > 1:
         errors.append(f"dtypes {', '.join(sorted(dtypes))} for {path}")
     wrong += errors
@@ -361,10 +361,10 @@ def _assembled(
 
 
 def revert(made: tuple[Any, Any], table: Table) -> dict[str, Array]:
-    """Return the tensors by name that `convert` makes `(params, state)` of.
+    """Return the tensors, by name, from which `convert` makes `(params, state)`.
 
     Raises:
-        TypeError: the table holds something that is no rule, or `made` is no pair of arrays.
+        TypeError: the table holds something that is not a rule, or `made` is not a pair of arrays.
         ValueError: there is no rule for a leaf, or it has other axes. The error lists all of them.
 
     >>> import jax, jax.numpy as jnp, mlax
@@ -377,9 +377,9 @@ def revert(made: tuple[Any, Any], table: Table) -> dict[str, Array]:
     leaves = _leaves("revert", "made", made)
     for path, leaf in leaves.items():
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            raise TypeError(message("revert", path, "an array", "its shape alone"))
+            raise TypeError(message("revert", path, "an array", "only its shape"))
     sides = [(rule.ours, rule) for rule in table if rule.ours is not None]
-    sides.sort(key=lambda side: side[1].theirs is None)  # it is for leaves that no other is for
+    sides.sort(key=lambda side: side[1].theirs is None)  # it is for leaves that no other matches
     pieces: dict[str, dict[Part, tuple[Array, Rule]]] = {}
     wrong: list[str] = []
     for path, leaf in leaves.items():
@@ -415,7 +415,7 @@ def revert(made: tuple[Any, Any], table: Table) -> dict[str, Array]:
 def _restored(
     name: str, parts: dict[Part, tuple[Array, Rule]], wrong: list[str]
 ) -> Array | None:
-    """Return the tensor made of its parts; add to `wrong` those that lack or differ."""
+    """Return the tensor made of its parts; add to `wrong` those that are missing or differ."""
     total = max(part.total for part in parts)
     wanted = [Part(name, i, total) for i in range(total)]
     lacking = [f"no leaf for {part}" for part in wanted if part not in parts]
@@ -425,13 +425,13 @@ def _restored(
     found = [parts[part] for part in wanted]
     if len({(piece.shape, piece.dtype, rule.axes) for piece, rule in found}) > 1:
         got = ", ".join(f"{piece.dtype.name}{list(piece.shape)}" for piece, _ in found)
-        wrong.append(f"parts {got} for {name}, which have to be alike")
+        wrong.append(f"parts {got} for {name}, which must be alike")
         return None
     return _arranged(_joined([piece for piece, _ in found]), found[0][1].axes_back)
 
 
 def _named(tensors: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield tensors with their names, which those in dicts of dicts have joined by dots."""
+    """Yield tensors with their names; the keys of nested dicts are joined by dots."""
     for name, tensor in tensors.items():
         if isinstance(tensor, Mapping):
             yield from _named(tensor, f"{prefix}{name}.")
@@ -510,7 +510,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _arranged(array: Array, axes: str | None) -> Array | None:
-    """Return an array with its axes in another order, or None if it has others."""
+    """Return an array with its axes in another order, or None if it does not have these."""
     if axes is None:
         return array
     before, after = axes.split("->")
@@ -533,7 +533,7 @@ def _cut(array: Array | None, part: Part) -> Array | None:
 
 
 def _joined(parts: Sequence[Array]) -> Array:
-    """Return what `_cut` makes the parts of."""
+    """Return the array that `_cut` cuts into these parts."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
 
 

@@ -13,12 +13,12 @@ __all__ = [
 
 
 def under(theirs: str, ours: str, table: Table) -> Table:
-    """Return a table for what is inside of something larger, on one side or on both.
+    """Return a table for what is inside something larger, on one side or both.
 
     Args:
-        theirs: what their names get in front, "" for nothing. (The names for flax are those of all
-            variables, which start with that of a collection: it goes into `flax_dense` itself.)
-        ours: what our paths get in front, "" for nothing.
+        theirs: the prefix of their names, "" for none. (Names for flax are paths of all variables,
+            which start with a collection: there, pass the prefix to `flax_dense` itself.)
+        ours: the prefix of our paths, "" for none.
         table: the table for the smaller model or layer.
 
     >>> import mlax
@@ -44,7 +44,7 @@ def optional(table: Table) -> Table:
 
 
 def torch_linear(theirs: str, ours: str) -> Table:
-    """Return the rules for a `torch.nn.Linear` that is our `dense`."""
+    """Return the rules that make a `torch.nn.Linear` our `dense`."""
     return (
         Rule(_at(theirs, "weight"), _at(ours, "kernel"), "oi->io"),
         *_bias(_at(theirs, "bias"), ours),
@@ -52,7 +52,7 @@ def torch_linear(theirs: str, ours: str) -> Table:
 
 
 def torch_conv(theirs: str, ours: str, kernel: str = "OHWI", *, bias: str | None = None) -> Table:
-    """Return the rules for a `torch.nn.Conv1d`, `Conv2d` or `Conv3d` that is our `conv`.
+    """Return the rules that make a `torch.nn.Conv1d`, `Conv2d` or `Conv3d` our `conv`.
 
     Args:
         theirs: name of the module.
@@ -90,14 +90,14 @@ def torch_norm(theirs: str, ours: str) -> Table:
 def torch_rnn(
     theirs: str, ours: str, layer: int | str | None = 0, *, reverse: bool = False
 ) -> Table:
-    """Return the rules for one layer of a `torch.nn.RNN` that is our `rnn_cell`.
+    """Return the rules that make one layer of a `torch.nn.RNN` our `rnn_cell`.
 
-    Theirs has two biases, of which ours is the sum: they come back as ours and -0.0.
+    Theirs has two biases, and ours is their sum: they come back as ours and -0.0.
 
     Args:
         theirs: name of the module.
         ours: path of the cell, which is that of a `recurrent` or `carried` around it.
-        layer: which of the layers of theirs; "{layer}" if ours are in a `repeat`; None for a
+        layer: which of their layers; "{layer}" if ours are in a `repeat`; None for a
             `torch.nn.RNNCell`.
         reverse: whether it is the backward half of a bidirectional layer.
 
@@ -117,7 +117,7 @@ def torch_rnn(
 def torch_lstm(
     theirs: str, ours: str, layer: int | str | None = 0, *, reverse: bool = False
 ) -> Table:
-    """Return the rules for one layer of a `torch.nn.LSTM` that is our `lstm_cell`.
+    """Return the rules that make one layer of a `torch.nn.LSTM` our `lstm_cell`.
 
     Both have the gates in the order i, f, g, o. Arguments and biases are as in `torch_rnn`.
 
@@ -134,10 +134,10 @@ def torch_lstm(
 def torch_gru(
     theirs: str, ours: str, layer: int | str | None = 0, *, reverse: bool = False
 ) -> Table:
-    """Return the rules for one layer of a `torch.nn.GRU` that is our `gru_cell`.
+    """Return the rules that make one layer of a `torch.nn.GRU` our `gru_cell`.
 
     Both have the gates in the order r, z, n. Arguments are as in `torch_rnn`. For r and z our bias
-    is the sum of their two, which come back as ours and -0.0; for n there are two here as well.
+    is the sum of their two, which come back as ours and -0.0; for n, ours has two as well.
     """
     suffix = _suffix(layer, reverse)
     of_x, of_h = (_at(theirs, f"bias_{kind}{suffix}") for kind in ("ih", "hh"))
@@ -152,12 +152,12 @@ def torch_gru(
 
 
 def torch_attention(theirs: str, ours: str, *, separate: bool = False) -> Table:
-    """Return the rules for a `torch.nn.MultiheadAttention` that is our `attention`, fused or not.
+    """Return the rules that make a `torch.nn.MultiheadAttention` our `attention`, fused or not.
 
     Args:
         theirs: name of the module.
         ours: path of the `attention`.
-        separate: whether theirs has a weight each for queries, keys and values, which it has if
+        separate: whether theirs has separate weights for queries, keys and values, as it does if
             its kdim or vdim is not its embed_dim.
     """
     weight, bias = _at(theirs, "in_proj_weight"), _at(theirs, "in_proj_bias")
@@ -171,7 +171,7 @@ def torch_attention(theirs: str, ours: str, *, separate: bool = False) -> Table:
 
 
 def flax_dense(theirs: str, ours: str) -> Table:
-    """Return the rules for a `flax.linen.Dense` that is our `dense`.
+    """Return the rules that make a `flax.linen.Dense` our `dense`.
 
     The tables for flax take all variables, and name them by their path. `revert` returns them by
     name; `flax.traverse_util.unflatten_dict(tensors, sep=".")` nests them again.
@@ -198,7 +198,7 @@ def flax_dense(theirs: str, ours: str) -> Table:
 
 
 def flax_conv(theirs: str, ours: str, kernel: str = "OHWI", *, bias: str | None = None) -> Table:
-    """Return the rules for a `flax.linen.Conv` that is our `conv`: arguments as in `torch_conv`."""
+    """Return the rules that make a `flax.linen.Conv` our `conv`: arguments as in `torch_conv`."""
     axes = f"{_spatial('flax_conv', kernel)}IO->{kernel}"
     rule = Rule(_at("params", theirs, "kernel"), _at(ours, "kernel"), axes)
     return (rule, *_bias(_at("params", theirs, "bias"), bias))
@@ -215,23 +215,23 @@ def flax_norm(theirs: str, ours: str) -> Table:
 
 
 def flax_rnn_cell(theirs: str, ours: str) -> Table:
-    """Return the rules for a `flax.linen.SimpleCell` that is our `rnn_cell`."""
+    """Return the rules that make a `flax.linen.SimpleCell` our `rnn_cell`."""
     return _flax_cell(theirs, ours, [""], "i")
 
 
 def flax_lstm_cell(theirs: str, ours: str) -> Table:
-    """Return the rules for a `flax.linen.LSTMCell` or `OptimizedLSTMCell`, our `lstm_cell`."""
+    """Return the rules that make an `LSTMCell` or `OptimizedLSTMCell` of flax our `lstm_cell`."""
     return _flax_cell(theirs, ours, "ifgo", "h")
 
 
 def flax_gru_cell(theirs: str, ours: str) -> Table:
-    """Return the rules for a `flax.linen.GRUCell` that is our `gru_cell`."""
+    """Return the rules that make a `flax.linen.GRUCell` our `gru_cell`."""
     bias = Rule(_at("params", theirs, "hn", "bias"), _at(ours, "recurrent_bias"))
     return (*_flax_cell(theirs, ours, "rzn", "i"), bias)
 
 
 def _flax_cell(theirs: str, ours: str, gates: Sequence[str], biased: str) -> Table:
-    """Return the rules for kernels of each gate, of which those for x or for h have a bias."""
+    """Return the rules for the kernels of each gate, and for the biases of x or of h."""
     of_gate = (
         ("i", "kernel", "kernel"), ("h", "kernel", "recurrent_kernel"), (biased, "bias", "bias")
     )

@@ -27,7 +27,7 @@ def medians(
 
     Args:
         contenders: one call is one round.
-        seconds: how long to go on.
+        seconds: how long to repeat.
         least: how many rounds to make at least.
     """
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}

@@ -115,7 +115,7 @@ AROUND: dict[str, Callable[[AnyLayer], AnyLayer]] = {
 
 
 def nested(around: Callable[[AnyLayer], AnyLayer], layer: AnyLayer, depth: int) -> AnyLayer:
-    """Return the layer inside of as many combinators."""
+    """Return the layer inside that many combinators."""
     for _ in range(depth):
         layer = around(layer)
     return layer

@@ -127,7 +127,7 @@ def test_first_choices_go_before_second_ones_and_earlier_tokens_before_later_one
     params = MoeParams(mlax.types.LinearParams(jnp.eye(3)), ())
     routed, _ = jax.jit(layer.apply)(params, layer.init(KEY, logits)[1], logits)
     first, second = jax.nn.softmax(jnp.array([2.0, 1, 0]))[:2]
-    # Of the 2 slots of each: 0 takes tokens 1 and 2, not 0; 1 takes 0 and 1, not 2.
+    # The 2 slots of each: 0 takes tokens 1 and 2, not 0; 1 takes 0 and 1, not 2.
     np.testing.assert_allclose(routed.y[:, 0], [first, first + second, first], 1e-6)
     np.testing.assert_array_equal(routed.load, [3, 3, 0])
     np.testing.assert_array_equal(routed.dropped, [1, 1, 0])

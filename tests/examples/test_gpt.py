@@ -108,7 +108,7 @@ def dropped(decodes: bool = False) -> Any:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make texts short, and have the model draw numbers."""
+    """Shorten the context, and use a model with dropout."""
     monkeypatch.setattr(gpt, "CONTEXT", 16)
     monkeypatch.setitem(gpt.MODELS, "gpt", dropped)
 

@@ -85,7 +85,7 @@ def test_a_pickle_loads_as_what_init_makes_now(name: str) -> None:
 
 
 def test_a_checkpoint_loads() -> None:
-    """Without a warning: the hyperparameters have the names and texts that they had."""
+    """Without a warning: the hyperparameters have the same names and text as before."""
     like = jax.eval_shape(checkpoint) | {"steps": 0}
     loaded = mlax.load(FILES / "checkpoint.safetensors", like, checksum=True)
     assert loaded["steps"] == 5 and loaded["half"].tolist() == [0, 1, 2]

@@ -554,7 +554,7 @@ def test_what_init_refuses(
         (AttentionInputs(X, positions=jnp.arange(5)), ValueError, r"positions.*\(6,\).*\(5,\)"),
         (AttentionInputs(X, lengths=jnp.arange(6)), ValueError, r"lengths.*\(\).*\(6,\)"),
         (AttentionInputs(X, memory_positions=jnp.arange(6)), ValueError, "with a memory, got no"),
-        (AttentionInputs(X, mask=jnp.ones(6, bool)), ValueError, r"mask.*\(6, 6\) or, with the axis"),
+        (AttentionInputs(X, mask=jnp.ones(6, bool)), ValueError, r"mask.*\(6, 6\) or, with a head axis"),
         (jnp.ones((6, 7)), ValueError, r"\(6, 7\)"),
     ],
 )

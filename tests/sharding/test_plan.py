@@ -61,7 +61,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         "expected axis 1 of down.kernel to be a multiple of 'data' of the mesh, 4, got shape "
         "(16, 6)",
         "expected down.bias to have the 2 axes of P(None, 'data'), got shape (6,)",
-        "expected up.kernel to be split over axes of the mesh, 'data', 'model', got 'modle'",
+        "expected up.kernel to be split over mesh axes, 'data', 'model', got 'modle'",
         "expected a rule for up.bias, of shape (16,), got none; a last rule (\"*\", "
         "PartitionSpec()) keeps arrays whole",
         "expected arrays to follow rule 2, 'down.kernel', got none, as all that it matches, such "
@@ -75,12 +75,12 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     ("rules", "options", "text"),
     [
         (["data", ("*", P("data"))], {}, "expected arrays to follow rule 1, '*', got none"),
-        ([("*", P()), "fsdp"], {}, "expected arrays that rule 1, 'fsdp', is left for, got none"),
+        ([("*", P()), "fsdp"], {}, "expected arrays to be left for rule 1, 'fsdp', got none"),
         ("data", {"outputs": [("dwon", P())]}, "'dwon' of outputs to match the path of a layer"),
-        ("data", {"outputs": [("up", P("a"))]}, "the output of 'up' to be split over axes of the"),
+        ("data", {"outputs": [("up", P("a"))]}, "the output of 'up' to be split over mesh axes"),
         ("data", {"outputs": [("", P(None, "data"))]}, "axis 1 of y to be a multiple of 'data'"),
         ("data", {"outputs": [("*", P()), ("up", P("data"))]}, "'up' of outputs to come before"),
-        ("data", {"x_spec": P("data", "modle")}, "expected x to be split over axes of the mesh"),
+        ("data", {"x_spec": P("data", "modle")}, "expected x to be split over mesh axes"),
     ],
 )
 def test_each_finding_says_what_and_where(rules: Any, options: Any, text: str) -> None:
@@ -99,8 +99,8 @@ def test_each_finding_says_what_and_where(rules: Any, options: Any, text: str) -
         ("data", ABSTRACT, {"outputs": [P()]}, TypeError, "outputs to be a list of pairs"),
         ("data", ABSTRACT, {"outputs": "up"}, TypeError, "outputs to be a list .*got 'up'"),
         (("*", P()), ABSTRACT, {}, TypeError, r"got the pair \('\*', P"),
-        ("data", ABSTRACT, {"gathered": ("dta",)}, ValueError, "a tuple of axes of the mesh, 'dat"),
-        ("data", ABSTRACT, {"gathered": "data"}, ValueError, "a tuple of axes of the mesh"),
+        ("data", ABSTRACT, {"gathered": ("dta",)}, ValueError, "a tuple of mesh axes, 'dat"),
+        ("data", ABSTRACT, {"gathered": "data"}, ValueError, "a tuple of mesh axes"),
         ([("*", P(unreduced={"data"}))], ABSTRACT, {}, ValueError, "the rule for '.' to be a Part"),
         (
             "data",

@@ -23,7 +23,7 @@ def wrongs(error: object) -> set[str]:
 
 
 def random(shape: tuple[int, ...], seed: int) -> Any:
-    """Return numbers that are no scale of 1 and no bias of 0, and positive for a variance."""
+    """Return numbers other than a scale of 1 and a bias of 0, which are positive for a variance."""
     rng = np.random.default_rng(seed)
     numbers = rng.uniform(0.5, 1.5, shape) * (rng.choice([-1, 1], shape) if len(shape) > 1 else 1)
     return numbers.astype(np.float32)

@@ -97,7 +97,7 @@ def test_equal_tensors_may_share_a_place() -> None:
     given = tensors()
     made = convert({**given, "tied": given["head.weight"].copy()}, table, like())
     assert set(revert(made, table)) == set(given)
-    text = "tied for head.kernel, which differs from one there; .* the file not"
+    text = "tied for head.kernel, which differs from another there; .* the file not"
     with pytest.raises(ValueError, match=text):
         convert({**given, "tied": given["head.weight"] + 1}, table, like())
 
@@ -235,7 +235,7 @@ def test_dicts_of_dicts_have_names_with_dots() -> None:
          {"no tensor q for a"}),
         ({"p": np.ones((2, 2)), "q": np.ones((2, 2)), "tied": np.ones((2, 2))},
          [Rule("p + q", "a"), Rule("tied", "a")],
-         {"tied for a, which differs from one there", "no tensor for b"}),
+         {"tied for a, which differs from another there", "no tensor for b"}),
     ],
 )  # fmt: skip
 def test_one_error_lists_the_parts_that_are_wrong(
@@ -257,7 +257,7 @@ def test_one_error_lists_the_parts_that_are_wrong(
         (LIKE, [Rule("p[0 of 2]", "a"), Rule("p", "b")], "b for p, which another leaf has taken"),
         (LIKE, [SPLIT[0], Rule("ab[1 of 2]", "b")], "parts float64[2, 2], float64[2, 2] for ab"),
         (({"a": np.ones((2, 2)), "b": np.ones((2, 1))}, ()), SPLIT,
-         "parts float64[2, 2], float64[2, 1] for ab, which have to be alike"),
+         "parts float64[2, 2], float64[2, 1] for ab, which must be alike"),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_make_a_tensor_do_not_go_back(
@@ -279,13 +279,13 @@ def test_a_part_has_a_number_below_their_total() -> None:
         (Rule("w", "kernel", "oi"), "the same letters on both sides"),
         (Rule("w", "kernel", "oo->oo"), "each once"),
         (Rule("w", "kernel", "oi -> io"), "the same letters on both sides"),
-        (Rule("w", "{layer}.kernel"), "the texts in braces of ours on the left as well"),
+        (Rule("w", "{layer}.kernel"), "one whose braces on the right are on the left as well"),
         (Rule("{a}.{a}", "kernel"), "each text in braces once"),
         (Rule("{}.w", "kernel"), "as in {layer}"),
         (Rule("{i}.b + {j}.b", "bias"), "a sum of names with the same texts"),
         (Rule("w.*", "kernel"), "None on a side if there is a star"),
-        (Rule(None, None), "of a name or a path"),
-        (Rule("w", "kernel", 3), "made of texts"),  # type: ignore[arg-type]  # on purpose
+        (Rule(None, None), "one with a name or a path"),
+        (Rule("w", "kernel", 3), "made of strings"),  # type: ignore[arg-type]  # on purpose
     ],
 )
 def test_rules_that_can_not_be_read_are_told(rule: Rule, match: str) -> None:
@@ -322,7 +322,7 @@ def test_what_is_no_params_and_state_is_told() -> None:
             convert(tensors(), TABLE, wrong)
         with pytest.raises(TypeError, match=r"made to be \(params, state\), as layer.init"):
             revert(wrong, TABLE)
-    with pytest.raises(TypeError, match="body.kernel to be an array, got its shape alone"):
+    with pytest.raises(TypeError, match="body.kernel to be an array, got only its shape"):
         revert(like(), TABLE)
 
 
@@ -376,7 +376,7 @@ def test_each_missing_index_of_two_is_told() -> None:
     del given["layers.1.experts.2.w1.weight"]
     given["layers.0.experts.3.w3.weight"] = given["layers.2.experts.0.w2.weight"] = np.ones((4, 6))
     ours = "body.moe.experts"
-    with pytest.raises(ValueError, match="the layers in the config of the model") as caught:
+    with pytest.raises(ValueError, match="config of the model must have as many") as caught:
         convert(given, MIXTRAL, mixtral())
     assert wrongs(caught.value) == {
         f"no tensor for {ours}.gate.kernel[1, 2]",
@@ -418,7 +418,7 @@ def test_an_index_is_written_in_one_way(number: str) -> None:
 def test_leaves_stay_as_they_are_in_like() -> None:
     made = random(MODEL, jnp.ones((5, 4)))
     given = {name: tensor for name, tensor in tensors().items() if not name.startswith("norm")}
-    with pytest.raises(ValueError, match=r"no tensor for norm.scale; .*Rule\(None, path\) leaves"):
+    with pytest.raises(ValueError, match=r"no tensor for norm.scale; .*Rule\(None, path\) keeps"):
         convert(given, TABLE, made)
     table = [Rule(None, "norm.*"), *TABLE]
     params, state = convert(given, table, made)
@@ -431,7 +431,7 @@ def test_leaves_stay_as_they_are_in_like() -> None:
 
     params, _ = convert(tensors(), table, made)  # where there are tensors, they count
     np.testing.assert_array_equal(params["norm"].scale, tensors()["norm.weight"])
-    with pytest.raises(ValueError, match="only the shape of norm.var in like, which is to stay"):
+    with pytest.raises(ValueError, match="only the shape of norm.var in like, where its value"):
         convert(given, table, like())
     with pytest.raises(ValueError, match="no tensor for head.kernel"):
         convert({}, table, made)

@@ -17,7 +17,7 @@ def model_of(
     build: Callable[[Any], Tree], forward: Callable[[Tree, Any, jax.Array, Any], Any]
 ) -> Model:
     """Return layers, and a function of (layers, state, x, key) for one example, as a model."""
-    static: Tree = None  # what is no array; init sets it
+    static: Tree = None  # everything but arrays; init sets it
 
     def init(key: jax.Array) -> tuple[Tree, Tree]:
         nonlocal static

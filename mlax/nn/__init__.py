@@ -1,6 +1,7 @@
 """The documented classes, and others in their style: mutable modules built on the pairs of mlax.
 
-- with parameters, made from a key: `Linear`, `Bias`, `Scaler`, `Dense`, `Conv`, `Embed`
+- with parameters, made from a key: `Linear`, `Bias`, `Scaler`, `Dense`, `Conv`, `Embed`,
+  `Attention`
 - normalisation: `ZNorm`, `BatchNorm`, `LayerNorm`, `RMSNorm`, `GroupNorm`, `InstanceNorm`
 - without parameters: `F`, `FRng`, `Dropout`, `MaxPool`, `AvgPool`, `SumPool`
 - cells for `Recurrent`: `RNNCell`, `LSTMCell`, `GRUCell`
@@ -12,6 +13,7 @@ derives from `mlax.Module`.
 """
 
 from mlax.nn import functional
+from mlax.nn.attention import Attention, AttentionRng
 from mlax.nn.bias import Bias
 from mlax.nn.cells import GRUCell, LSTMCell, RNNCell
 from mlax.nn.conv import Conv
@@ -32,8 +34,9 @@ from mlax.nn.z_norm import ZNorm
 
 # fmt: off
 __all__ = [
-    "AvgPool", "BatchNorm", "Bias", "Conv", "Dense", "Dropout", "Embed", "F", "FRng", "GRUCell",
-    "GroupNorm", "InstanceNorm", "Keys", "LSTMCell", "LayerNorm", "Linear", "MaxPool", "Parallel",
-    "ParallelRng", "RMSNorm", "RNNCell", "Recurrent", "RecurrentRng", "Residual", "ResidualRng",
-    "Scaler", "Series", "SeriesRng", "SumPool", "ZNorm", "functional", "split_keys",
+    "Attention", "AttentionRng", "AvgPool", "BatchNorm", "Bias", "Conv", "Dense", "Dropout",
+    "Embed", "F", "FRng", "GRUCell", "GroupNorm", "InstanceNorm", "Keys", "LSTMCell", "LayerNorm",
+    "Linear", "MaxPool", "Parallel", "ParallelRng", "RMSNorm", "RNNCell", "Recurrent",
+    "RecurrentRng", "Residual", "ResidualRng", "Scaler", "Series", "SeriesRng", "SumPool", "ZNorm",
+    "functional", "split_keys",
 ]

@@ -351,6 +351,12 @@ def noisy_net(key: Key) -> nn.SeriesRng:
     )
 
 
+PROJECTIONS = {
+    f".{name}.data.{leaf}": f".{name}.{leaf}"
+    for name in ("query", "key", "value", "output") for leaf in ("kernel", "bias")
+}
+
+
 def cell(key: Key) -> nn.Series:
     """Return a recurrent cell as a module."""
     return nn.Series([nn.F(joined), nn.Linear(parts(key, 3)[1], 3), nn.F(doubled)])
@@ -1190,13 +1196,27 @@ CASES = (
         layer=mlax.depthwise_conv(3, padding="CAUSAL", filter_dilation=2),
         x=normal(5, 2),
     ),
-    Case(name="attention", layer=mlax.attention(2), x=normal(3, 4)),
+    Case(
+        name="attention", layer=mlax.attention(2), module=lambda key: nn.Attention(key, 2),
+        params=PROJECTIONS, x=normal(3, 4),
+    ),
     Case(
         name="attention-grouped",
         layer=mlax.attention(
             4, 2, causal=True, window=3, rotary=positions.rotary, fused=True, qk_norm=True,
             bias_initializer=jax.random.normal,
         ),
+        module=lambda key: nn.Attention(
+            key, 4, 2, causal=True, window=3, rotary=positions.rotary, fused=True, qk_norm=True,
+            bias_initializer=jax.random.normal,
+        ),
+        params={
+            ".query_key_value.data.kernel": ".fused.kernel",
+            ".query_key_value.data.bias": ".fused.bias",
+            ".query_norm.data.scale": ".query_norm.scale",
+            ".key_norm.data.scale": ".key_norm.scale",
+            ".output.data.kernel": ".output.kernel", ".output.data.bias": ".output.bias",
+        },
         x=normal(4, 8),
     ),
     Case(
@@ -1207,6 +1227,8 @@ CASES = (
     Case(
         name="attention-dropout",
         layer=mlax.attention(2, dropout_rate=0.5, causal=True),
+        module=lambda key: nn.AttentionRng(key, 2, dropout_rate=0.5, causal=True),
+        params=PROJECTIONS,
         x=mlax.AttentionInputs(normal(3, 4), positions=np.array([-1, 0, 1], np.int32)),
     ),
     Case(

@@ -78,7 +78,7 @@ else:
         """The same object as `jax.jit`."""
 
     @overload
-    def value_and_grad(  # type: ignore[overload-overlap]  # the last says less
+    def value_and_grad(
         fun: Callable[Concatenate[P, H], tuple[R, A]],
         argnums: Literal[0] = 0, *, has_aux: Literal[True],
         holomorphic: bool = False, allow_int: bool = False, reduce_axes: Sequence[Hashable] = (),
@@ -91,19 +91,21 @@ else:
     ) -> Callable[Concatenate[P, H], tuple[R, P]]: ...
     @overload
     def value_and_grad(
-        fun: Callable[H, R], argnums: int | Sequence[int] = 0, has_aux: Literal[False] = False,
+        fun: Callable[Concatenate[P, H], R], argnums: int | Sequence[int],
+        has_aux: Literal[False] = False,
         holomorphic: bool = False, allow_int: bool = False, reduce_axes: Sequence[Hashable] = (),
-    ) -> Callable[H, tuple[R, Any]]: ...
+    ) -> Callable[Concatenate[P, H], tuple[R, Any]]: ...
     @overload
     def value_and_grad(
-        fun: Callable[H, tuple[R, A]], argnums: int | Sequence[int] = 0, has_aux: bool = False,
+        fun: Callable[Concatenate[P, H], tuple[R, A]], argnums: int | Sequence[int] = 0, *,
+        has_aux: bool,
         holomorphic: bool = False, allow_int: bool = False, reduce_axes: Sequence[Hashable] = (),
-    ) -> Callable[H, tuple[Any, Any]]: ...
+    ) -> Callable[Concatenate[P, H], tuple[Any, Any]]: ...
     def value_and_grad(*args: Any, **kwargs: Any) -> Any:
         """The same object as `jax.value_and_grad`."""
 
     @overload
-    def grad(  # type: ignore[overload-overlap]  # the last says less
+    def grad(
         fun: Callable[Concatenate[P, H], tuple[R, A]],
         argnums: Literal[0] = 0, *, has_aux: Literal[True],
         holomorphic: bool = False, allow_int: bool = False, reduce_axes: Sequence[Hashable] = (),
@@ -116,14 +118,16 @@ else:
     ) -> Callable[Concatenate[P, H], P]: ...
     @overload
     def grad(
-        fun: Callable[H, R], argnums: int | Sequence[int] = 0, has_aux: Literal[False] = False,
+        fun: Callable[Concatenate[P, H], R], argnums: int | Sequence[int],
+        has_aux: Literal[False] = False,
         holomorphic: bool = False, allow_int: bool = False, reduce_axes: Sequence[Hashable] = (),
-    ) -> Callable[H, Any]: ...
+    ) -> Callable[Concatenate[P, H], Any]: ...
     @overload
     def grad(
-        fun: Callable[H, tuple[R, A]], argnums: int | Sequence[int] = 0, has_aux: bool = False,
+        fun: Callable[Concatenate[P, H], tuple[R, A]], argnums: int | Sequence[int] = 0, *,
+        has_aux: bool,
         holomorphic: bool = False, allow_int: bool = False, reduce_axes: Sequence[Hashable] = (),
-    ) -> Callable[H, Any]: ...
+    ) -> Callable[Concatenate[P, H], Any]: ...
     def grad(*args: Any, **kwargs: Any) -> Any:
         """The same object as `jax.grad`."""
 

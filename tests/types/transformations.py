@@ -10,6 +10,7 @@ import mlax
 from mlax import typed
 from mlax.layers.linear import LinearParams
 from mlax.typed import Jitted
+from mlax.types import BatchedConfig, DictState, State, Variables, ZNormConfig, ZNormVariables
 
 
 def loss(params: LinearParams, x: Array, scale: float = 1.0) -> Array:
@@ -89,3 +90,35 @@ def a_function_without_an_auxiliary_value(params: LinearParams, x: Array, has_au
     assert_type(typed.grad(loss_and_count, 1, has_aux=True)(params, x), Any)
     _, count = typed.value_and_grad(loss_and_count, 1, has_aux=True)(params, x)
     typed.value_and_grad(loss_and_count, has_aux=has_aux)(params, x)
+
+
+NormState = State[Variables[tuple[State[ZNormVariables, ZNormConfig]]], BatchedConfig]
+
+
+def loss_and_state(params: LinearParams, state: NormState, x: Array) -> tuple[Array, NormState]:
+    raise NotImplementedError
+
+
+def loss_of_names(params: dict[str, Any], state: DictState, x: Array) -> Array:
+    raise NotImplementedError
+
+
+def loss_of_any(params: Any, state: Any, x: Any) -> Any:
+    raise NotImplementedError
+
+
+def states_of_models(params: LinearParams, state: NormState, x: Array) -> None:
+    """Their configs, and dicts of params, hold an Any: mypy then looks at all overloads."""
+    (value, after), grads = typed.value_and_grad(loss_and_state, has_aux=True)(params, state, x)
+    assert_type(value, Array)
+    assert_type(after, NormState)
+    assert_type(grads, LinearParams)
+    assert_type(
+        typed.grad(loss_and_state, has_aux=True)(params, state, x), tuple[LinearParams, NormState]
+    )
+    names: dict[str, Any] = {}
+    named: DictState = State({}, mlax.series(a=mlax.linear(3)).init(jax.random.key(0), x)[1].config)
+    assert_type(typed.grad(loss_of_names)(names, named, x), dict[str, Any])
+    assert_type(typed.value_and_grad(loss_of_names)(names, named, x), tuple[Array, dict[str, Any]])
+    typed.value_and_grad(loss_of_any)(params, state, x)
+    typed.value_and_grad(loss_of_any, has_aux=True)(params, state, x)

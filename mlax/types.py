@@ -9,6 +9,8 @@
     series(dense(10), batch_norm())  Layer[Params, TupleState[States], Array, Array]
     batched(series(...))             Layer[Params, State[Variables[States], BatchedConfig], ...]
     block, series with names         Layer[dict[str, Any], DictState, Array, Array]
+
+A list of layers of several types is a `list[AnyLayer]`, which mypy has to be told.
 """
 # fmt: off
 

@@ -26,7 +26,10 @@ def bidirectional(
     cell_forward: Layer[Any, Any, tuple[X, H1], tuple[Y, H1]],
     cell_backward: Layer[Any, Any, tuple[X, H2], tuple[Y, H2]], *,
     unroll: int = 1,
-) -> Layer[dict[str, Any], DictState, tuple[X, tuple[H1, H2]], tuple[Y, tuple[H1, H2]]]:
+) -> Layer[
+    dict[str, Any], DictState,
+    tuple[X, tuple[H1 | None, H2 | None] | None], tuple[Y, tuple[H1, H2]],
+]:
     """Two cells, one run from the first step to the last, the other from the last to the first.
 
     (xs, (h_forward, h_backward)) -> (ys, (h_forward, h_backward)), where ys are the outputs of

@@ -3,19 +3,27 @@
 params are those of the layer; so are variables, together with the carry if the layer decodes.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 
 from mlax.arguments import AnyLayer, require_pair
 from mlax.combinators import (
-    Call, Child, Made, init_only_child, require_equal_shapes, shapes, transform,
+    Call, Child, Made, Transform, init_only_child, require_equal_shapes, shapes, transform,
 )
 from mlax.decoding import require_inference
-from mlax.layer import Key
+from mlax.layer import Key, Layer, State
 from mlax.serialization import serializable
+
+P = TypeVar("P")
+S = TypeVar("S")
+V = TypeVar("V")
+C = TypeVar("C", bound=Hashable)
+X = TypeVar("X")
+Y = TypeVar("Y")
+H = TypeVar("H")
 
 Start: TypeAlias = Callable[[Any], Any]
 """Returns the first carry for an x."""
@@ -42,6 +50,31 @@ class CarriedVariables(NamedTuple):
     """The variables of the layer."""
 
 
+class Carried(Transform[Any, State[Any, CarriedConfig], Any, Any]):
+    """The type of `carried`: it has the params and variables types of the layer."""
+
+    @overload
+    def __call__(
+        self, layer: Layer[P, State[V, C], tuple[X, H], tuple[Y, H]], start: Start | None = None,
+        *, decodes: Literal[False] = False,
+    ) -> Layer[P, State[V, CarriedConfig], X, Y]: ...
+    @overload
+    def __call__(
+        self, layer: Layer[P, S, tuple[X, H], tuple[Y, H]], start: Start | None = None, *,
+        decodes: Literal[True],
+    ) -> Layer[P, State[CarriedVariables, CarriedConfig], X, Y]: ...
+    @overload
+    def __call__(
+        self, layer: Layer[P, S, tuple[X, H], tuple[Y, H]], start: Start | None = None, *,
+        decodes: bool = False,
+    ) -> Layer[P, State[Any, CarriedConfig], X, Y]: ...
+    def __call__(
+        self, layer: AnyLayer, start: Start | None = None, *, decodes: bool = False
+    ) -> AnyLayer:
+        """Return the layer without its carry."""
+        return self.bind(layer, start, decodes=decodes)
+
+
 def apply(
     call: Call, config: CarriedConfig, params: Any, variables: Any, x: Any
 ) -> tuple[Any, Any]:
@@ -56,7 +89,7 @@ def apply(
     return y, CarriedVariables(carry, after)
 
 
-@transform(apply, CarriedConfig)
+@transform(apply, CarriedConfig, Carried)
 def carried(
     rng: Key, x: Any, layer: AnyLayer, start: Start | None = None, *, decodes: bool = False
 ) -> Made:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mlax import mesh
 from mlax.arguments import ANOTHER_MODEL, AnyLayer, Pattern, Positive, Size, described
-from mlax.combinators import Call, Child, Made, init_only_child, transform
+from mlax.combinators import Call, Child, Made, Transform, init_only_child, transform
 from mlax.combinators.child import variables_of
 from mlax.combinators.kernels import kernels_of, not_around, within
 from mlax.combinators.quantized import QuantizedConfig, QuantizedVariables
@@ -31,6 +31,7 @@ from mlax.tree import Where, map_with_path, require_selected
 
 S = TypeVar("S")
 X = TypeVar("X")
+Y = TypeVar("Y")
 
 
 @serializable
@@ -122,6 +123,17 @@ def _shapes(matrix: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[
     return (*copies, inputs, rank), (*copies, rank, outputs)
 
 
+class Lora(Transform[Any, State[LoraVariables, LoraConfig], Any, Any]):
+    """The type of `lora`: x and y are those of the layer; no type says where the adapters are."""
+
+    def __call__(
+        self, layer: Layer[Any, Any, X, Y], where: Where, rank: int, *,
+        alpha: float | None = None, kernel_initializer: Initializer = lecun_normal,
+    ) -> Layer[Any, State[LoraVariables, LoraConfig], X, Y]:
+        """Return the layer with adapters."""
+        return self.bind(layer, where, rank, alpha=alpha, kernel_initializer=kernel_initializer)
+
+
 def apply(
     call: Call, config: LoraConfig, params: Any, variables: LoraVariables, x: Any
 ) -> tuple[Any, LoraVariables]:
@@ -133,7 +145,7 @@ def apply(
     return y, LoraVariables(variables.base, after)
 
 
-@transform(apply, LoraConfig)
+@transform(apply, LoraConfig, Lora)
 def lora(
     rng: Key, x: Any, layer: AnyLayer, where: Pattern, rank: Size, *,
     alpha: Positive | None = None, kernel_initializer: Initializer = lecun_normal,
@@ -207,7 +219,7 @@ def lora(
 
 
 def init_lora(
-    layer: Layer[Any, S, X, Any], rng: Key, x: X, params: Any, state: Any
+    layer: Layer[Any, S, Any, Any], rng: Key, x: Any, params: Any, state: Any
 ) -> tuple[Any, S]:
     """Return the adapters and the state of a layer made by `lora`, from existing params.
 

@@ -37,9 +37,6 @@ from mlax.serialization import serializable
 from mlax.statistics import wide_dtype
 
 P = TypeVar("P")
-S = TypeVar("S")
-X = TypeVar("X")
-Y = TypeVar("Y")
 
 
 def _read_capacity_factor(owner: str, name: str, value: Any) -> float:
@@ -78,15 +75,15 @@ class MoeInputs(NamedTuple):
 class Routed(NamedTuple):
     """The output of `moe`."""
 
-    y: Any
+    y: jax.Array
     """(..., out_features), in the dtype that the experts return."""
-    balance_loss: Any
+    balance_loss: jax.Array
     """num_experts * sum over experts of (fraction of choices) * (mean probability)."""
-    z_loss: Any
+    z_loss: jax.Array
     """Mean over tokens of logsumexp(logits)^2."""
-    load: Any
+    load: jax.Array
     """(num_experts,), int32: how many tokens chose each expert."""
-    dropped: Any
+    dropped: jax.Array
     """(num_experts,), int32: how many of these each expert had no room for."""
 
 
@@ -117,17 +114,17 @@ class MoeConfig(NamedTuple):
     """Whether the gates of a token sum to 1."""
 
 
-class Moe(Transform[Any, State[Any, MoeConfig], Any, Routed]):
+class Moe(Transform[Any, State[Any, MoeConfig], jax.Array | MoeInputs, Routed]):
     """The type of `moe`: its experts have the params type of the layer."""
 
     child_key = "experts"
 
     def __call__(
-        self, expert: Layer[P, S, X, Y], num_experts: int, top_k: int = 2, *,
+        self, expert: Layer[P, Any, jax.Array, jax.Array], num_experts: int, top_k: int = 2, *,
         capacity_factor: float | None = 1.25, dispatch: Literal["sorted", "einsum"] = "sorted",
         normalize: bool | None = None, kernel_initializer: Initializer = lecun_normal,
         dtype: DType = jnp.float32,
-    ) -> Layer[MoeParams[P], State[Any, MoeConfig], Any, Routed]:
+    ) -> Layer[MoeParams[P], State[Any, MoeConfig], jax.Array | MoeInputs, Routed]:
         """Return the mixture of experts."""
         return self.bind(
             expert, num_experts, top_k, capacity_factor=capacity_factor, dispatch=dispatch,
@@ -435,14 +432,14 @@ def moe(
     if jax.tree.leaves(made.variables):
         wanted, way_out = "a layer without variables", "use a norm without running statistics"
         raise ValueError(message("moe", "expert", wanted, made.child.kind, way_out))
-    y = made.output()
+    y: Any = made.output()
     is_array = isinstance(y, jax.ShapeDtypeStruct) and jnp.issubdtype(y.dtype, jnp.floating)
     if not is_array or y.shape[:-1] != (rows,):
         wanted = f"floating, of shape ({rows}, out_features) for x of shape {slots.shape}"
         raise ValueError(message("moe", "the output of the expert", wanted, described(y)))
     y = jax.ShapeDtypeStruct((*x.shape[:-1], y.shape[-1]), y.dtype)
-    loss = jax.ShapeDtypeStruct((), wide_dtype(x.dtype))
-    counts = jax.ShapeDtypeStruct((num_experts,), jnp.int32)
+    loss: Any = jax.ShapeDtypeStruct((), wide_dtype(x.dtype))
+    counts: Any = jax.ShapeDtypeStruct((num_experts,), jnp.int32)
     output = Routed(y, loss, loss, counts, counts)
     params = MoeParams(LinearParams(kernel), made.params)
     return made._replace(params=params, output=lambda: output)

@@ -16,8 +16,8 @@ Source: Huang et al., "GPipe: efficient training of giant neural networks using 
 parallelism", 2019.
 """
 
-from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Annotated, Any, NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +27,20 @@ from jax.sharding import PartitionSpec
 from mlax import mesh
 from mlax.arguments import AnyLayer, Size, instance_of, leading_length
 from mlax.combinators import (
-    Around, Call, Child, Made, copy_keys, init_copies, rejoined, require_copies,
+    Call, Child, Made, Transform, copy_keys, init_copies, rejoined, require_copies,
     require_equal_shapes, separated, shapes, transform,
 )
 from mlax.combinators.repeat import Policy, RepeatConfig, in_series
 from mlax.errors import expected, message
-from mlax.layer import Key
+from mlax.layer import Key, Layer, State
 from mlax.statistics import WARNS
 from mlax.taps import setting
+
+P = TypeVar("P")
+S = TypeVar("S")
+V = TypeVar("V")
+C = TypeVar("C", bound=Hashable)
+X = TypeVar("X")
 
 
 class PipelineConfig(NamedTuple):
@@ -54,6 +60,26 @@ class PipelineConfig(NamedTuple):
     """Whether the backward pass recomputes the activations of each copy."""
     policy: Policy | None
     """Which activations to save anyway."""
+
+
+class Pipeline(Transform[Any, State[Any, PipelineConfig], Any, Any]):
+    """The type of `pipeline`: that of `repeat`."""
+
+    @overload
+    def __call__(
+        self, layer: Layer[P, State[V, C], X, X], n: int, *, microbatches: int,
+        axis_name: str = "stage", unroll: int = 1, remat: bool = False,
+        policy: Policy | None = None,
+    ) -> Layer[P, State[V, PipelineConfig], X, X]: ...
+    @overload
+    def __call__(
+        self, layer: Layer[P, S, X, X], n: int, *, microbatches: int,
+        axis_name: str = "stage", unroll: int = 1, remat: bool = False,
+        policy: Policy | None = None,
+    ) -> Layer[P, State[Any, PipelineConfig], X, X]: ...
+    def __call__(self, layer: AnyLayer, n: int, **hparams: Any) -> AnyLayer:
+        """Return n copies of the layer in stages."""
+        return self.bind(layer, n, **hparams)
 
 
 def apply(
@@ -212,7 +238,7 @@ def _changes(call: Call, child: Child, params: Any, variables: Any, keys: Any, x
     return any(a is not b for a, b in zip(program.outvars, program.invars, strict=False))
 
 
-@transform(apply, PipelineConfig, Around)
+@transform(apply, PipelineConfig, Pipeline)
 def pipeline(
     rng: Key, x: Any, layer: AnyLayer, n: Size, *,
     microbatches: Size, axis_name: Annotated[str, instance_of(str)] = "stage", unroll: Size = 1,

@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 
 from mlax import mesh
 from mlax.arguments import AnyLayer, Pattern, Rule, described, read_dtype
-from mlax.combinators import Call, Child, Made, init_only_child, transform
+from mlax.combinators import Call, Child, Made, Transform, init_only_child, transform
 from mlax.combinators.child import variables_of
 from mlax.combinators.kernels import kernels_of, not_around, within
 from mlax.errors import message
@@ -38,6 +38,7 @@ from mlax.tree import Where, combine, map_with_path, require_selected
 
 S = TypeVar("S")
 X = TypeVar("X")
+Y = TypeVar("Y")
 
 _MOST = {jnp.dtype(jnp.int8): 127, jnp.dtype(jnp.float8_e4m3fn): 448}
 """The largest value used, for each dtype."""
@@ -163,7 +164,18 @@ KeptDType: TypeAlias = Annotated[DTypeLike, Rule(_read_kept)]
 """int8 or float8_e4m3fn."""
 
 
-@transform(apply, QuantizedConfig)
+class Quantizer(Transform[Any, State[QuantizedVariables, QuantizedConfig], Any, Any]):
+    """The type of `quantized`: x and y are those of the layer; no type says which params remain."""
+
+    def __call__(
+        self, layer: Layer[Any, Any, X, Y], where: Where = is_weight, *,
+        dtype: DTypeLike = jnp.int8,
+    ) -> Layer[Any, State[QuantizedVariables, QuantizedConfig], X, Y]:
+        """Return the layer with weights in 8 bits."""
+        return self.bind(layer, where, dtype=dtype)
+
+
+@transform(apply, QuantizedConfig, Quantizer)
 def quantized(
     rng: Key, x: Any, layer: AnyLayer, where: Pattern = is_weight, *, dtype: KeptDType = jnp.int8
 ) -> Made:
@@ -210,7 +222,7 @@ def quantized(
 
 
 def init_quantized(
-    layer: Layer[Any, S, X, Any], x: X, params: Any, state: Any
+    layer: Layer[Any, S, Any, Any], x: Any, params: Any, state: Any
 ) -> tuple[Any, S]:
     """Return params and state of a layer made by `quantized`, from existing params.
 

@@ -6,7 +6,8 @@ more layers, in which layer i is `L{i}`: if a list of layers matches several ove
 the first only if all of them, once solved, give the list the same type.
 
 The params of named layers are a dict[str, Any]; their x and y are known if all layers agree on the
-types.
+types. Where they don't, x and y are what is declared, Any by default: if they were always Any, two
+overloads would differ for a layer that holds an Any, and mypy would not return either.
 
 The variables of a composition are a tuple with one entry for each layer: the variables of its
 `State`, or its whole state if that is not a `State`. No type expresses this for arbitrary states,
@@ -19,6 +20,8 @@ so `Variables` is a class for type checkers with a rule for each index; at run t
 from __future__ import annotations  # the types below exist only for type checkers
 
 from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsIndex, TypeAlias, TypeVar, overload
+
+from jax import Array
 
 from mlax.arguments import AnyLayer
 from mlax.combinators.wiring import Wired, WiredConfig
@@ -74,6 +77,10 @@ L9 = TypeVar("L9", bound=AnyLayer)
 L10 = TypeVar("L10", bound=AnyLayer)
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar as WithDefault
+
+    AnyX = WithDefault("AnyX", default=Any)
+    AnyY = WithDefault("AnyY", default=Any)
 
     class Variables(tuple[Any, ...], Generic[S_co]):
         """The variables of layers whose states are the entries of the tuple type `S_co`.
@@ -226,7 +233,7 @@ class Series(Wired[Any, State[Any, WiredConfig], Any, Any]):
         @overload
         def __call__(
             self, /, **named: Layer[Any, Any, X, Y]
-        ) -> Layer[dict[str, Any], DictState, Any, Any]: ...
+        ) -> Layer[dict[str, Any], DictState, AnyX, AnyY]: ...
         if not MYPY:
             @overload
             def __call__(
@@ -316,7 +323,7 @@ class Parallel(Wired[Any, State[Any, WiredConfig], Any, Any]):
         @overload
         def __call__(
             self, /, **named: Layer[Any, Any, X, Y]
-        ) -> Layer[dict[str, Any], DictState, dict[str, Any], dict[str, Any]]: ...
+        ) -> Layer[dict[str, Any], DictState, dict[str, AnyX], dict[str, AnyY]]: ...
         if not MYPY:
             @overload
             def __call__(
@@ -402,7 +409,7 @@ class Branch(Wired[Any, State[Any, WiredConfig], Any, Any]):
         @overload
         def __call__(
             self, /, **named: Layer[Any, Any, X, Y]
-        ) -> Layer[dict[str, Any], DictState, Any, dict[str, Any]]: ...
+        ) -> Layer[dict[str, Any], DictState, AnyX, dict[str, AnyY]]: ...
         if not MYPY:
             @overload
             def __call__(
@@ -418,15 +425,25 @@ class Branch(Wired[Any, State[Any, WiredConfig], Any, Any]):
 class Residual(Wired[Any, State[Any, WiredConfig], Any, Any]):
     """The type of `residual`."""
 
+    # fmt: off
     @overload
     def __call__(
-        self, layer: Layer[P1, S1, X, X], shortcut: None = None, *, at: int | str | None = None
+        self, layer: Layer[P1, S1, Array, Array], shortcut: None = None, *, at: None = None
+    ) -> Layer[tuple[P1], TupleState[tuple[S1]], Array, Array]: ...
+    @overload
+    def __call__(
+        self, layer: Layer[P1, S1, X, X], shortcut: None = None, *, at: int | str
     ) -> Layer[tuple[P1], TupleState[tuple[S1]], X, X]: ...
     @overload
     def __call__(
-        self, layer: Layer[P1, S1, X, Y], shortcut: Layer[P2, S2, X, Y], *,
-        at: int | str | None = None,
-    ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], X, Y]: ...  # fmt: skip
+        self, layer: Layer[P1, S1, Array, Array], shortcut: Layer[P2, S2, Array, Array], *,
+        at: None = None,
+    ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], Array, Array]: ...
+    @overload
+    def __call__(
+        self, layer: Layer[P1, S1, X, Y], shortcut: Layer[P2, S2, X, Y], *, at: int | str
+    ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], X, Y]: ...
+    # fmt: on
     def __call__(
         self, layer: AnyLayer, shortcut: AnyLayer | None = None, *, at: int | str | None = None
     ) -> AnyLayer:

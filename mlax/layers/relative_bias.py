@@ -30,7 +30,9 @@ class RelativeBiasConfig(NamedTuple):
     """Whether keys after the query have buckets of their own."""
 
 
-def apply(params: EmbedParams, config: RelativeBiasConfig, x: Any) -> jax.Array:
+def apply(
+    params: EmbedParams, config: RelativeBiasConfig, x: tuple[jax.Array, jax.Array]
+) -> jax.Array:
     """Return the bias of each head for each query and key: see `mlax.relative_bias`."""
     positions, memory_positions = _read(x)
     arguments.require_axes("relative_bias", "params.embedding", params.embedding, 2)

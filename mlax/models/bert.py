@@ -95,7 +95,7 @@ def wiring(sub: Sublayers, x: Any) -> Any:
 @composed(needs_rng=lambda config: config.dropout_rate > 0)
 def bert(
     x: Any, config: Annotated[BertConfig, instance_of(BertConfig)]
-) -> Layer[dict[str, Any], DictState, Any, BertOutputs]:
+) -> Layer[dict[str, Any], DictState, jax.Array | BertInputs, BertOutputs]:
     """BERT without a head: features of each token, and of the sequence.
 
     (..., length) -> `BertOutputs`. The input is tokens, or `BertInputs(tokens, types, mask)`.

@@ -376,4 +376,4 @@ def test_wrong_params() -> None:
     with pytest.raises(ValueError, match="state.config.top_k to be 2, as in this layer, got 1"):
         layer.apply(params, mlax.moe(EXPERT, 3, 1).init(KEY, x)[1], x)
     with pytest.raises(TypeError, match="x to be of a floating dtype"):
-        layer.apply(params, state, np.ones((4, 5), int))
+        layer.apply(params, state, jnp.ones((4, 5), int))

@@ -351,7 +351,9 @@ def test_what_was_tuned_by_a_plan_is_merged() -> None:
     mesh = jax.make_mesh((8,), ("data",))
     layer, x = mlax.series(mlax.dense(16), mlax.dense(8)), jnp.ones((8, 16))
     tuned, small = mlax.lora(layer, "*.kernel", 2), mlax.quantized(layer)
-    for one, merge in ((tuned, mlax.merge_lora), (small, mlax.merge_quantized)):
+    cases: list[tuple[mlax.types.AnyLayer, Any]]
+    cases = [(tuned, mlax.merge_lora), (small, mlax.merge_quantized)]
+    for one, merge in cases:
         params, state = mlax.sharding.plan(one, x, "fsdp", mesh).init(KEY)
         if one is tuned:
             params = jax.tree.map(lambda a: a + 1, params)

@@ -311,6 +311,17 @@ def layers_with_names() -> None:
     assert_type(joined, Layer[dict[str, Any], DictState, Any, Any])
     init, apply = mlax.series(a=both, b=mlax.f(jax.nn.relu), c=mlax.flatten())
     apply(*init(key, x), x)
+
+    def declared() -> Vectors:
+        return mlax.series(a=both, b=mlax.f(jax.nn.relu), c=mlax.attention(2))
+
+    def declared_sides() -> Layer[dict[str, Any], DictState, Array, dict[str, Array]]:
+        return mlax.branch(a=both, b=mlax.f(jax.nn.relu))
+
+    def less_known() -> Layer[Any, Any, Array, Array]:
+        return mlax.series(a=both, b=mlax.f(jax.nn.relu))
+
+    mlax.batched(declared())
     init, apply = mlax.series(a=mlax.concatenate(), b=mlax.f(jax.nn.relu), c=mlax.flatten())
     apply(*init(key, x), (x, x))
 
@@ -384,9 +395,106 @@ def recurrences() -> None:
     assert_type(lru_params, types.LruParams)
     assert_type(scan.apply(lru_params, scan_state, (x, None))[0][1], tuple[Array, Array])
 
+    both = mlax.bidirectional(mlax.gru_cell(3), mlax.lstm_cell(3))
+    (ys, (h, (_, c))), _ = both.apply(*both.init(key, (x, None)), (x, None))
+    both.apply(*both.init(key, (x, None)), (x, (None, (c, c))))
+    assert_type(ys, Array)
+    assert_type(h, Array)
+    assert_type(c, Array)
+
     loop.apply(params, state, (x, x))  # type: ignore[arg-type]
+    both.apply(*both.init(key, (x, None)), (x, (c, c)))  # type: ignore[arg-type]
     scan.apply(lru_params, scan_state, (x, x))  # type: ignore[arg-type]
     mlax.lru(3, implementation="fast")  # type: ignore[arg-type]
+
+
+def without_carries() -> None:
+    """`carried` has the params and variables of its layer, and x and y without the carry."""
+    tagger = mlax.series(mlax.embed(9, 3), mlax.carried(mlax.recurrent(mlax.lstm_cell(3))))
+    params, state = tagger.init(key, x)
+    assert_type(params, tuple[types.EmbedParams, types.CellParams])
+    assert_type(tagger.apply(params, state, x)[0], Array)
+    assert_type(
+        mlax.carried(mlax.lru(3)),
+        Layer[types.LruParams, State[tuple[()], types.CarriedConfig], Array, Array],
+    )
+    counted = mlax.carried(mlax.recurrent(_cell_with_variables()))
+    assert_type(counted.init(key, x)[1].variables, ZNormVariables)
+    decoder = mlax.carried(mlax.min_gru(3), decodes=True)
+    assert_type(decoder.init(key, x)[0], types.MinGruParams)
+    assert_type(decoder.init(key, x)[1], State[types.CarriedVariables, types.CarriedConfig])
+    both = mlax.carried(mlax.bidirectional(mlax.gru_cell(3), mlax.gru_cell(3)))
+    assert_type(both.apply(*both.init(key, x), x)[0], Array)
+    unknown: types.AnyLayer = mlax.lru(3)
+    mlax.series(mlax.dense(3), mlax.carried(unknown, lambda x: x), mlax.dense(3))
+
+    mlax.carried(mlax.dense(3))  # type: ignore[arg-type]
+    mlax.carried(mlax.lru)  # type: ignore[call-overload]
+    mlax.series(mlax.lru(3), mlax.carried(mlax.lru(3)))  # type: ignore[misc]
+
+
+def _cell_with_variables() -> Layer[
+    tuple[()], State[ZNormVariables, types.ZNormConfig], tuple[Array, Array], tuple[Array, Array]
+]:
+    raise NotImplementedError
+
+
+def changed_weights() -> None:
+    """Adapters and 8 bits stand at places that no type can say: params are Any, x and y known."""
+    layer = mlax.dense(3)
+    tuned, small = mlax.lora(layer, "*.kernel", rank=2, alpha=4), mlax.quantized(layer)
+    assert_type(tuned, Layer[Any, State[types.LoraVariables, types.LoraConfig], Array, Array])
+    assert_type(
+        small, Layer[Any, State[types.QuantizedVariables, types.QuantizedConfig], Array, Array]
+    )
+    params, state = layer.init(key, x)
+    shape = jax.ShapeDtypeStruct((3,), "float32")
+    adapters, held = mlax.init_lora(mlax.lora(small, "*", 2), key, shape, params, state)
+    assert_type(held.variables, types.LoraVariables)
+    assert_type(mlax.init_quantized(small, x, params, state)[1].variables.weights, Any)
+
+    mlax.lora(layer, "*.kernel", "2")  # type: ignore[arg-type]
+    mlax.quantized(mlax.dense)  # type: ignore[arg-type]
+    mlax.series(tuned, mlax.lru(3))  # type: ignore[misc]
+
+
+def experts() -> None:
+    layer = mlax.moe(mlax.mlp(8), 4)
+    params, state = layer.init(key, x)
+    assert_type(params, types.MoeParams[dict[str, Any]])
+    routed, state = layer.apply(params, state, types.MoeInputs(x, x > 0))
+    assert_type(routed.y + routed.balance_loss, Array)
+    mlax.series(mlax.dense(3), layer, mlax.f(lambda routed: routed.y), mlax.dense(3))
+
+    mlax.moe(mlax.lru(3), 4)  # type: ignore[arg-type]
+    mlax.moe(mlax.dense(3), 4, dispatch="sort")  # type: ignore[arg-type]
+    mlax.series(mlax.lru(3), layer)  # type: ignore[misc]
+    mlax.series(layer, mlax.dense(3))  # type: ignore[misc]
+
+
+def layers_around_arrays() -> None:
+    """`residual` adds arrays, unless it is told which; copies in series take what they return."""
+    layer, scan, pair = mlax.dense(3), mlax.lru(3), mlax.branch(mlax.dense(3), mlax.dense(3))
+    assert_type(mlax.residual(layer, mlax.linear(3)).init(key, x)[0][1], LinearParams)
+    assert_type(mlax.residual(mlax.attention(2)).init(key, x)[0][0], types.AttentionParams)
+    mlax.series(mlax.residual(mlax.f(jax.nn.relu)), layer)
+    mlax.residual(scan, at=0)
+    mlax.pipeline(layer, 3, microbatches=2, axis_name="layers")
+
+    mlax.residual(scan)  # type: ignore[arg-type]
+    mlax.residual(layer, scan)  # type: ignore[arg-type]
+    mlax.residual(layer, at=0.5)  # type: ignore[call-overload]
+    mlax.repeat(pair, 3)  # type: ignore[misc]
+    mlax.pipeline(pair, 3, microbatches=2)  # type: ignore[misc]
+    mlax.pipeline(layer, 3)  # type: ignore[call-overload]
+
+
+def towers(widths: list[int]) -> Layer[Any, Any, Array, Array]:
+    """A list of layers of several types is declared to hold any."""
+    layers: list[types.AnyLayer] = []
+    for width in widths:
+        layers += [mlax.dense(width), mlax.f(jax.nn.relu), mlax.batch_norm()]
+    return mlax.series(*layers, mlax.dense(3))
 
 
 def masks(params: LinearParams) -> None:

@@ -14,7 +14,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,15 @@ from mlax.errors import expected
 __all__ = ["combine", "count", "freeze", "map_with_path", "mask", "nbytes", "partition", "paths"]
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+B = TypeVar("B", bound=tuple[Any, ...] | list[Any])
+
+if TYPE_CHECKING:
+    Mask: TypeAlias = bool | tuple["Mask", ...] | list["Mask"] | dict[Any, "Mask"] | None
+else:
+    Mask = bool | tuple | list | dict | None
+"""A tree of bools: what `mask` returns for params."""
 
 Where: TypeAlias = str | Sequence[str] | Callable[[str, Any], bool]
 """Which leaves: a pattern, several patterns, or a predicate on path and leaf."""
@@ -72,12 +81,20 @@ def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     return mapped
 
 
+# With these type variables, mypy tells a dict[str, Any] from an Any.
+# pyright: reportInvalidTypeVarUse=false
+@overload
+def mask(tree: dict[K, V], where: Where) -> Mask: ...
+@overload
+def mask(tree: B, where: Where) -> Mask: ...
+@overload
+def mask(tree: T, where: Where) -> Any: ...
 def mask(tree: Any, where: Where) -> Any:
     """Return the tree with True for each leaf that `where` selects, False for the others.
 
     A pattern matches whole paths: "6.*" selects the leaves below 6, "6" only a leaf at that path.
-    `optax.masked` takes the result; with `optax.set_to_zero` it freezes parameters. (It is typed
-    as Any: no type says "like the tree, with a bool for each leaf".)
+    `optax.masked` takes the result; with `optax.set_to_zero` it freezes parameters. (For tuples,
+    lists and dicts it is a `mlax.types.Mask`; no type says that it has the structure of the tree.)
 
     Raises:
         TypeError: `where` is not a pattern, a list of patterns or a function.

@@ -83,7 +83,7 @@ from mlax.linear_recurrence import Implementation
 from mlax.pair import Pair
 from mlax.sharding import Optimizer, Plan, Rules
 from mlax.summaries import Row, Summary
-from mlax.tree import Where
+from mlax.tree import Mask, Where
 from mlax.typed import Jitted
 
 __all__ = [
@@ -99,7 +99,7 @@ __all__ = [
     "GruCellParams", "Implementation", "InFeatures", "Init", "Initializer", "InstanceNormConfig",
     "Jitted", "KeptDType", "Key", "Layer", "LayerNormConfig", "LinearConfig", "LinearParams",
     "LoadRule", "LoraConfig", "LoraVariables", "LruCellConfig", "LruConfig", "LruParams",
-    "LstmCellConfig", "MaxPoolConfig", "MinGruCellConfig", "MinGruConfig", "MinGruParams",
+    "LstmCellConfig", "Mask", "MaxPoolConfig", "MinGruCellConfig", "MinGruConfig", "MinGruParams",
     "MoeConfig", "MoeInputs", "MoeParams", "Momentum", "MultiplyConfig", "NormParams",
     "NormalizedAxis", "Number", "Optimizer", "Padding", "Pair", "ParameterConfig",
     "ParameterParams", "Pattern", "PipelineConfig", "Plan", "PoolConfig", "PositionBias",

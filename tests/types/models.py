@@ -498,8 +498,20 @@ def towers(widths: list[int]) -> Layer[Any, Any, Array, Array]:
 
 
 def masks(params: LinearParams) -> None:
-    """A mask has bools as leaves: it doesn't have the type of the params, and no type says more."""
-    assert_type(mlax.mask(params, "kernel"), Any)
+    """A mask has bools as leaves, not arrays; its structure is known to no type."""
+    assert_type(mlax.mask(params, "kernel"), types.Mask)
+    named: dict[str, Any] = {"head": params}
+    assert_type(mlax.mask((named, params), ["0.*"]), types.Mask)
+    assert_type(mlax.mask(named, "*"), types.Mask)
+    jax.tree.map(lambda selected: not selected, mlax.mask(named, "*"))
+    assert_type(mlax.mask(mlax.nn.Linear(key, 3), "*"), Any)
+
+    def unfrozen(params: LinearParams) -> types.Mask:
+        return mlax.mask(params, "*.kernel")
+
+    layer = mlax.linear(3)
+    layer.apply(mlax.mask(params, "*"), layer.init(key, x)[1], x)  # type: ignore[arg-type]
+    mlax.mask(params, "*").kernel  # type: ignore[union-attr]
     assert_type(mlax.partition(params, "kernel"), tuple[LinearParams, LinearParams])
 
 

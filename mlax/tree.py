@@ -29,6 +29,7 @@ __all__ = ["combine", "count", "freeze", "map_with_path", "mask", "nbytes", "par
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
+A = TypeVar("A", bound=jax.Array)
 B = TypeVar("B", bound=tuple[Any, ...] | list[Any])
 
 if TYPE_CHECKING:
@@ -67,7 +68,11 @@ def walk(tree: Any) -> Iterator[tuple[str, ...]]:
             yield (*map(_entry, path), *rest)
 
 
-def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
+@overload
+def map_with_path(fn: Callable[..., A], tree: T, *rest: Any) -> T: ...
+@overload
+def map_with_path(fn: Callable[..., V], tree: T, *rest: Any) -> Any: ...
+def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Return the tree of fn(path, leaf, *leaves), with the leaves of `rest` at the same place.
 
     >>> map_with_path(lambda path, leaf: f"{path}: {leaf}", {"a": 1, "b": (2,)})
@@ -77,8 +82,7 @@ def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     def call(path: tuple[Any, ...], *leaves: Any) -> Any:
         return fn(path_of(path), *leaves)
 
-    mapped: T = jax.tree_util.tree_map_with_path(call, tree, *rest)
-    return mapped
+    return jax.tree_util.tree_map_with_path(call, tree, *rest)
 
 
 # With these type variables, mypy tells a dict[str, Any] from an Any.
@@ -230,13 +234,13 @@ def _dtype(leaf: Any) -> np.dtype[Any]:
     return dtype
 
 
-def _selected(owner: str, tree: T, where: Where, way_out: str = "") -> T:
+def _selected(owner: str, tree: Any, where: Where, way_out: str = "") -> Any:
     selected = map_with_path(predicate(read_where(owner, where)), tree)
     require_match(owner, where, paths(tree), way_out)
     return selected
 
 
-def require_selected(owner: str, tree: T, where: Where, way_out: str = "") -> T:
+def require_selected(owner: str, tree: Any, where: Where, way_out: str = "") -> Any:
     """Return the tree with True for each leaf that `where` selects, which must be at least one."""
     selected = _selected(owner, tree, where, way_out)
     if not any(jax.tree.leaves(selected)):

@@ -515,6 +515,15 @@ def masks(params: LinearParams) -> None:
     assert_type(mlax.partition(params, "kernel"), tuple[LinearParams, LinearParams])
 
 
+def trees_by_path(params: LinearParams) -> None:
+    """What is made of arrays has the type of the params only if it is arrays again."""
+    assert_type(mlax.map_with_path(lambda path, leaf: 2 * leaf, params), LinearParams)
+    named: dict[str, Any] = {"head": params}
+    assert_type(mlax.map_with_path(lambda path, a, b: a + b, named, named), dict[str, Any])
+    assert_type(mlax.map_with_path(lambda path, leaf: f"{path}: {leaf.shape}", params), Any)
+    assert_type(mlax.freeze(params, "*.kernel"), LinearParams)
+
+
 def functions_as_layers() -> None:
     """An `f` fits anywhere, unless its input and output types are annotated."""
 

@@ -19,7 +19,10 @@ so `Variables` is a class for type checkers with a rule for each index; at run t
 
 from __future__ import annotations  # the types below exist only for type checkers
 
-from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsIndex, TypeAlias, TypeVar, overload
+from typing import (
+    TYPE_CHECKING, Any, Generic, Literal, Never, Protocol, SupportsIndex, TypeAlias, TypeVar,
+    overload,
+)
 
 from jax import Array
 
@@ -27,9 +30,11 @@ from mlax.arguments import AnyLayer
 from mlax.combinators.wiring import Wired, WiredConfig
 from mlax.layer import Layer, State
 
+P = TypeVar("P")
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 V = TypeVar("V")
+V_co = TypeVar("V_co", covariant=True)
 X = TypeVar("X")
 Y = TypeVar("Y")
 P1 = TypeVar("P1")
@@ -65,6 +70,7 @@ Y5 = TypeVar("Y5")
 Y6 = TypeVar("Y6")
 Y7 = TypeVar("Y7")
 Y8 = TypeVar("Y8")
+L = TypeVar("L", bound=AnyLayer)
 L1 = TypeVar("L1", bound=AnyLayer)
 L2 = TypeVar("L2", bound=AnyLayer)
 L3 = TypeVar("L3", bound=AnyLayer)
@@ -157,6 +163,21 @@ if TYPE_CHECKING:
         any, which is no longer a tuple; if they are different classes, it infers Any.
         """
 
+    class Otherwise(Protocol[S_co, V_co]):
+        """The type of no object, but of every object if type arguments are left out.
+
+        If no overload matches, mypy leaves them out and explains why the first that matches then
+        does not, rather than listing all of them. (For a Never it doesn't explain the protocol.)
+        """
+
+        def __str__(self) -> S_co | V_co: ...  # type: ignore[override]  # that it is no str
+
+    NoLayer: TypeAlias = Otherwise[
+        Literal["call pairs, put functions into f, unpack lists"], Never
+    ]
+    Entry: TypeAlias = Layer[P, S, X, Y] | NoLayer
+    One: TypeAlias = L | NoLayer
+
     # If a layer holds an Any, mypy picks the first matching overload only if all of them have the
     # same result, as `Layer[Any, Any, X, Y]` does. It accepts any layers (for several types, X is
     # Never and Y is object) where pyright does not.
@@ -175,64 +196,64 @@ class Series(Wired[Any, State[Any, WiredConfig], Any, Any]):
         def __call__(self, /) -> Layer[Any, State[Any, WiredConfig], Any, Any]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, X2], /,
+            self, l1: Entry[P1, S1, X1, X2], /,
         ) -> Layer[tuple[P1], TupleState[tuple[S1]], X1, X2]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, X2], l2: Layer[P2, S2, X2, X3], /,
+            self, l1: Entry[P1, S1, X1, X2], l2: Entry[P2, S2, X2, X3], /,
         ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], X1, X3]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, X2], l2: Layer[P2, S2, X2, X3],
-            l3: Layer[P3, S3, X3, X4], /,
+            self, l1: Entry[P1, S1, X1, X2], l2: Entry[P2, S2, X2, X3],
+            l3: Entry[P3, S3, X3, X4], /,
         ) -> Layer[tuple[P1, P2, P3], TupleState[tuple[S1, S2, S3]], X1, X4]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, X2], l2: Layer[P2, S2, X2, X3], l3: Layer[P3, S3, X3, X4],
-            l4: Layer[P4, S4, X4, X5], /,
+            self, l1: Entry[P1, S1, X1, X2], l2: Entry[P2, S2, X2, X3], l3: Entry[P3, S3, X3, X4],
+            l4: Entry[P4, S4, X4, X5], /,
         ) -> Layer[tuple[P1, P2, P3, P4], TupleState[tuple[S1, S2, S3, S4]], X1, X5]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, X2], l2: Layer[P2, S2, X2, X3], l3: Layer[P3, S3, X3, X4],
-            l4: Layer[P4, S4, X4, X5], l5: Layer[P5, S5, X5, X6], /,
+            self, l1: Entry[P1, S1, X1, X2], l2: Entry[P2, S2, X2, X3], l3: Entry[P3, S3, X3, X4],
+            l4: Entry[P4, S4, X4, X5], l5: Entry[P5, S5, X5, X6], /,
         ) -> Layer[tuple[P1, P2, P3, P4, P5], TupleState[tuple[S1, S2, S3, S4, S5]], X1, X6]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, X2], l2: Layer[P2, S2, X2, X3], l3: Layer[P3, S3, X3, X4],
-            l4: Layer[P4, S4, X4, X5], l5: Layer[P5, S5, X5, X6], l6: Layer[P6, S6, X6, X7], /,
+            self, l1: Entry[P1, S1, X1, X2], l2: Entry[P2, S2, X2, X3], l3: Entry[P3, S3, X3, X4],
+            l4: Entry[P4, S4, X4, X5], l5: Entry[P5, S5, X5, X6], l6: Entry[P6, S6, X6, X7], /,
         ) -> Layer[
             tuple[P1, P2, P3, P4, P5, P6], TupleState[tuple[S1, S2, S3, S4, S5, S6]], X1, X7,
         ]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, X2], l2: Layer[P2, S2, X2, X3], l3: Layer[P3, S3, X3, X4],
-            l4: Layer[P4, S4, X4, X5], l5: Layer[P5, S5, X5, X6], l6: Layer[P6, S6, X6, X7],
-            l7: Layer[P7, S7, X7, X8], /,
+            self, l1: Entry[P1, S1, X1, X2], l2: Entry[P2, S2, X2, X3], l3: Entry[P3, S3, X3, X4],
+            l4: Entry[P4, S4, X4, X5], l5: Entry[P5, S5, X5, X6], l6: Entry[P6, S6, X6, X7],
+            l7: Entry[P7, S7, X7, X8], /,
         ) -> Layer[
             tuple[P1, P2, P3, P4, P5, P6, P7], TupleState[tuple[S1, S2, S3, S4, S5, S6, S7]],
             X1, X8,
         ]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, X2], l2: Layer[P2, S2, X2, X3], l3: Layer[P3, S3, X3, X4],
-            l4: Layer[P4, S4, X4, X5], l5: Layer[P5, S5, X5, X6], l6: Layer[P6, S6, X6, X7],
-            l7: Layer[P7, S7, X7, X8], l8: Layer[P8, S8, X8, X9], /,
+            self, l1: Entry[P1, S1, X1, X2], l2: Entry[P2, S2, X2, X3], l3: Entry[P3, S3, X3, X4],
+            l4: Entry[P4, S4, X4, X5], l5: Entry[P5, S5, X5, X6], l6: Entry[P6, S6, X6, X7],
+            l7: Entry[P7, S7, X7, X8], l8: Entry[P8, S8, X8, X9], /,
         ) -> Layer[
             tuple[P1, P2, P3, P4, P5, P6, P7, P8],
             TupleState[tuple[S1, S2, S3, S4, S5, S6, S7, S8]], X1, X9,
         ]: ...
         @overload
         def __call__(
-            self, l1: L1, l2: L2, l3: L3, l4: L4, l5: L5, l6: L6, l7: L7, l8: L8, l9: L9, /,
-            *layers: L10,
+            self, l1: One[L1], l2: One[L2], l3: One[L3], l4: One[L4], l5: One[L5], l6: One[L6],
+            l7: One[L7], l8: One[L8], l9: One[L9], /, *layers: One[L10],
         ) -> ManyLayers: ...
         @overload
         def __call__(
-            self, /, **named: Layer[Any, Any, X, X]
+            self, /, **named: Entry[Any, Any, X, X]
         ) -> Layer[dict[str, Any], DictState, X, X]: ...
         @overload
         def __call__(
-            self, /, **named: Layer[Any, Any, X, Y]
+            self, /, **named: Entry[Any, Any, X, Y]
         ) -> Layer[dict[str, Any], DictState, AnyX, AnyY]: ...
         if not MYPY:
             @overload
@@ -241,7 +262,7 @@ class Series(Wired[Any, State[Any, WiredConfig], Any, Any]):
             ) -> Layer[dict[str, Any], DictState, Any, Any]: ...
         # fmt: on
 
-    def __call__(self, /, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
+    def __call__(self, /, *layers: Any, **named: Any) -> AnyLayer:
         """Return the layers in series."""
         return self.bind(*layers, **named)
 
@@ -255,57 +276,57 @@ class Parallel(Wired[Any, State[Any, WiredConfig], Any, Any]):
         def __call__(self, /) -> Layer[Any, State[Any, WiredConfig], Any, Any]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, Y1], /,
+            self, l1: Entry[P1, S1, X1, Y1], /,
         ) -> Layer[tuple[P1], TupleState[tuple[S1]], tuple[X1], tuple[Y1]]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, Y1], l2: Layer[P2, S2, X2, Y2], /,
+            self, l1: Entry[P1, S1, X1, Y1], l2: Entry[P2, S2, X2, Y2], /,
         ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], tuple[X1, X2], tuple[Y1, Y2]]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, Y1], l2: Layer[P2, S2, X2, Y2],
-            l3: Layer[P3, S3, X3, Y3], /,
+            self, l1: Entry[P1, S1, X1, Y1], l2: Entry[P2, S2, X2, Y2],
+            l3: Entry[P3, S3, X3, Y3], /,
         ) -> Layer[
             tuple[P1, P2, P3], TupleState[tuple[S1, S2, S3]], tuple[X1, X2, X3], tuple[Y1, Y2, Y3],
         ]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, Y1], l2: Layer[P2, S2, X2, Y2], l3: Layer[P3, S3, X3, Y3],
-            l4: Layer[P4, S4, X4, Y4], /,
+            self, l1: Entry[P1, S1, X1, Y1], l2: Entry[P2, S2, X2, Y2], l3: Entry[P3, S3, X3, Y3],
+            l4: Entry[P4, S4, X4, Y4], /,
         ) -> Layer[
             tuple[P1, P2, P3, P4], TupleState[tuple[S1, S2, S3, S4]],
             tuple[X1, X2, X3, X4], tuple[Y1, Y2, Y3, Y4],
         ]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, Y1], l2: Layer[P2, S2, X2, Y2], l3: Layer[P3, S3, X3, Y3],
-            l4: Layer[P4, S4, X4, Y4], l5: Layer[P5, S5, X5, Y5], /,
+            self, l1: Entry[P1, S1, X1, Y1], l2: Entry[P2, S2, X2, Y2], l3: Entry[P3, S3, X3, Y3],
+            l4: Entry[P4, S4, X4, Y4], l5: Entry[P5, S5, X5, Y5], /,
         ) -> Layer[
             tuple[P1, P2, P3, P4, P5], TupleState[tuple[S1, S2, S3, S4, S5]],
             tuple[X1, X2, X3, X4, X5], tuple[Y1, Y2, Y3, Y4, Y5],
         ]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, Y1], l2: Layer[P2, S2, X2, Y2], l3: Layer[P3, S3, X3, Y3],
-            l4: Layer[P4, S4, X4, Y4], l5: Layer[P5, S5, X5, Y5], l6: Layer[P6, S6, X6, Y6], /,
+            self, l1: Entry[P1, S1, X1, Y1], l2: Entry[P2, S2, X2, Y2], l3: Entry[P3, S3, X3, Y3],
+            l4: Entry[P4, S4, X4, Y4], l5: Entry[P5, S5, X5, Y5], l6: Entry[P6, S6, X6, Y6], /,
         ) -> Layer[
             tuple[P1, P2, P3, P4, P5, P6], TupleState[tuple[S1, S2, S3, S4, S5, S6]],
             tuple[X1, X2, X3, X4, X5, X6], tuple[Y1, Y2, Y3, Y4, Y5, Y6],
         ]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, Y1], l2: Layer[P2, S2, X2, Y2], l3: Layer[P3, S3, X3, Y3],
-            l4: Layer[P4, S4, X4, Y4], l5: Layer[P5, S5, X5, Y5], l6: Layer[P6, S6, X6, Y6],
-            l7: Layer[P7, S7, X7, Y7], /,
+            self, l1: Entry[P1, S1, X1, Y1], l2: Entry[P2, S2, X2, Y2], l3: Entry[P3, S3, X3, Y3],
+            l4: Entry[P4, S4, X4, Y4], l5: Entry[P5, S5, X5, Y5], l6: Entry[P6, S6, X6, Y6],
+            l7: Entry[P7, S7, X7, Y7], /,
         ) -> Layer[
             tuple[P1, P2, P3, P4, P5, P6, P7], TupleState[tuple[S1, S2, S3, S4, S5, S6, S7]],
             tuple[X1, X2, X3, X4, X5, X6, X7], tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7],
         ]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X1, Y1], l2: Layer[P2, S2, X2, Y2], l3: Layer[P3, S3, X3, Y3],
-            l4: Layer[P4, S4, X4, Y4], l5: Layer[P5, S5, X5, Y5], l6: Layer[P6, S6, X6, Y6],
-            l7: Layer[P7, S7, X7, Y7], l8: Layer[P8, S8, X8, Y8], /,
+            self, l1: Entry[P1, S1, X1, Y1], l2: Entry[P2, S2, X2, Y2], l3: Entry[P3, S3, X3, Y3],
+            l4: Entry[P4, S4, X4, Y4], l5: Entry[P5, S5, X5, Y5], l6: Entry[P6, S6, X6, Y6],
+            l7: Entry[P7, S7, X7, Y7], l8: Entry[P8, S8, X8, Y8], /,
         ) -> Layer[
             tuple[P1, P2, P3, P4, P5, P6, P7, P8],
             TupleState[tuple[S1, S2, S3, S4, S5, S6, S7, S8]],
@@ -313,16 +334,16 @@ class Parallel(Wired[Any, State[Any, WiredConfig], Any, Any]):
         ]: ...
         @overload
         def __call__(
-            self, l1: L1, l2: L2, l3: L3, l4: L4, l5: L5, l6: L6, l7: L7, l8: L8, l9: L9, /,
-            *layers: L10,
+            self, l1: One[L1], l2: One[L2], l3: One[L3], l4: One[L4], l5: One[L5], l6: One[L6],
+            l7: One[L7], l8: One[L8], l9: One[L9], /, *layers: One[L10],
         ) -> ManyLayers: ...
         @overload
         def __call__(
-            self, /, **named: Layer[Any, Any, X, X]
+            self, /, **named: Entry[Any, Any, X, X]
         ) -> Layer[dict[str, Any], DictState, dict[str, X], dict[str, X]]: ...
         @overload
         def __call__(
-            self, /, **named: Layer[Any, Any, X, Y]
+            self, /, **named: Entry[Any, Any, X, Y]
         ) -> Layer[dict[str, Any], DictState, dict[str, AnyX], dict[str, AnyY]]: ...
         if not MYPY:
             @overload
@@ -331,7 +352,7 @@ class Parallel(Wired[Any, State[Any, WiredConfig], Any, Any]):
             ) -> Layer[dict[str, Any], DictState, dict[str, Any], dict[str, Any]]: ...
         # fmt: on
 
-    def __call__(self, /, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
+    def __call__(self, /, *layers: Any, **named: Any) -> AnyLayer:
         """Return the layers side by side."""
         return self.bind(*layers, **named)
 
@@ -345,53 +366,53 @@ class Branch(Wired[Any, State[Any, WiredConfig], Any, Any]):
         def __call__(self, /) -> Layer[Any, State[Any, WiredConfig], Any, Any]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X, Y1], /,
+            self, l1: Entry[P1, S1, X, Y1], /,
         ) -> Layer[tuple[P1], TupleState[tuple[S1]], X, tuple[Y1]]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X, Y1], l2: Layer[P2, S2, X, Y2], /,
+            self, l1: Entry[P1, S1, X, Y1], l2: Entry[P2, S2, X, Y2], /,
         ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], X, tuple[Y1, Y2]]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X, Y1], l2: Layer[P2, S2, X, Y2], l3: Layer[P3, S3, X, Y3], /,
+            self, l1: Entry[P1, S1, X, Y1], l2: Entry[P2, S2, X, Y2], l3: Entry[P3, S3, X, Y3], /,
         ) -> Layer[tuple[P1, P2, P3], TupleState[tuple[S1, S2, S3]], X, tuple[Y1, Y2, Y3]]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X, Y1], l2: Layer[P2, S2, X, Y2], l3: Layer[P3, S3, X, Y3],
-            l4: Layer[P4, S4, X, Y4], /,
+            self, l1: Entry[P1, S1, X, Y1], l2: Entry[P2, S2, X, Y2], l3: Entry[P3, S3, X, Y3],
+            l4: Entry[P4, S4, X, Y4], /,
         ) -> Layer[
             tuple[P1, P2, P3, P4], TupleState[tuple[S1, S2, S3, S4]], X, tuple[Y1, Y2, Y3, Y4],
         ]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X, Y1], l2: Layer[P2, S2, X, Y2], l3: Layer[P3, S3, X, Y3],
-            l4: Layer[P4, S4, X, Y4], l5: Layer[P5, S5, X, Y5], /,
+            self, l1: Entry[P1, S1, X, Y1], l2: Entry[P2, S2, X, Y2], l3: Entry[P3, S3, X, Y3],
+            l4: Entry[P4, S4, X, Y4], l5: Entry[P5, S5, X, Y5], /,
         ) -> Layer[
             tuple[P1, P2, P3, P4, P5], TupleState[tuple[S1, S2, S3, S4, S5]],
             X, tuple[Y1, Y2, Y3, Y4, Y5],
         ]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X, Y1], l2: Layer[P2, S2, X, Y2], l3: Layer[P3, S3, X, Y3],
-            l4: Layer[P4, S4, X, Y4], l5: Layer[P5, S5, X, Y5], l6: Layer[P6, S6, X, Y6], /,
+            self, l1: Entry[P1, S1, X, Y1], l2: Entry[P2, S2, X, Y2], l3: Entry[P3, S3, X, Y3],
+            l4: Entry[P4, S4, X, Y4], l5: Entry[P5, S5, X, Y5], l6: Entry[P6, S6, X, Y6], /,
         ) -> Layer[
             tuple[P1, P2, P3, P4, P5, P6], TupleState[tuple[S1, S2, S3, S4, S5, S6]],
             X, tuple[Y1, Y2, Y3, Y4, Y5, Y6],
         ]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X, Y1], l2: Layer[P2, S2, X, Y2], l3: Layer[P3, S3, X, Y3],
-            l4: Layer[P4, S4, X, Y4], l5: Layer[P5, S5, X, Y5], l6: Layer[P6, S6, X, Y6],
-            l7: Layer[P7, S7, X, Y7], /,
+            self, l1: Entry[P1, S1, X, Y1], l2: Entry[P2, S2, X, Y2], l3: Entry[P3, S3, X, Y3],
+            l4: Entry[P4, S4, X, Y4], l5: Entry[P5, S5, X, Y5], l6: Entry[P6, S6, X, Y6],
+            l7: Entry[P7, S7, X, Y7], /,
         ) -> Layer[
             tuple[P1, P2, P3, P4, P5, P6, P7], TupleState[tuple[S1, S2, S3, S4, S5, S6, S7]],
             X, tuple[Y1, Y2, Y3, Y4, Y5, Y6, Y7],
         ]: ...
         @overload
         def __call__(
-            self, l1: Layer[P1, S1, X, Y1], l2: Layer[P2, S2, X, Y2], l3: Layer[P3, S3, X, Y3],
-            l4: Layer[P4, S4, X, Y4], l5: Layer[P5, S5, X, Y5], l6: Layer[P6, S6, X, Y6],
-            l7: Layer[P7, S7, X, Y7], l8: Layer[P8, S8, X, Y8], /,
+            self, l1: Entry[P1, S1, X, Y1], l2: Entry[P2, S2, X, Y2], l3: Entry[P3, S3, X, Y3],
+            l4: Entry[P4, S4, X, Y4], l5: Entry[P5, S5, X, Y5], l6: Entry[P6, S6, X, Y6],
+            l7: Entry[P7, S7, X, Y7], l8: Entry[P8, S8, X, Y8], /,
         ) -> Layer[
             tuple[P1, P2, P3, P4, P5, P6, P7, P8],
             TupleState[tuple[S1, S2, S3, S4, S5, S6, S7, S8]],
@@ -399,16 +420,16 @@ class Branch(Wired[Any, State[Any, WiredConfig], Any, Any]):
         ]: ...
         @overload
         def __call__(
-            self, l1: L1, l2: L2, l3: L3, l4: L4, l5: L5, l6: L6, l7: L7, l8: L8, l9: L9, /,
-            *layers: L10,
+            self, l1: One[L1], l2: One[L2], l3: One[L3], l4: One[L4], l5: One[L5], l6: One[L6],
+            l7: One[L7], l8: One[L8], l9: One[L9], /, *layers: One[L10],
         ) -> ManyLayers: ...
         @overload
         def __call__(
-            self, /, **named: Layer[Any, Any, X, X]
+            self, /, **named: Entry[Any, Any, X, X]
         ) -> Layer[dict[str, Any], DictState, X, dict[str, X]]: ...
         @overload
         def __call__(
-            self, /, **named: Layer[Any, Any, X, Y]
+            self, /, **named: Entry[Any, Any, X, Y]
         ) -> Layer[dict[str, Any], DictState, AnyX, dict[str, AnyY]]: ...
         if not MYPY:
             @overload
@@ -417,7 +438,7 @@ class Branch(Wired[Any, State[Any, WiredConfig], Any, Any]):
             ) -> Layer[dict[str, Any], DictState, Any, dict[str, Any]]: ...
         # fmt: on
 
-    def __call__(self, /, *layers: AnyLayer, **named: AnyLayer) -> AnyLayer:
+    def __call__(self, /, *layers: Any, **named: Any) -> AnyLayer:
         """Return the layers applied to one input."""
         return self.bind(*layers, **named)
 
@@ -428,24 +449,24 @@ class Residual(Wired[Any, State[Any, WiredConfig], Any, Any]):
     # fmt: off
     @overload
     def __call__(
-        self, layer: Layer[P1, S1, Array, Array], shortcut: None = None, *, at: None = None
+        self, layer: Entry[P1, S1, Array, Array], shortcut: None = None, *, at: None = None
     ) -> Layer[tuple[P1], TupleState[tuple[S1]], Array, Array]: ...
     @overload
     def __call__(
-        self, layer: Layer[P1, S1, X, X], shortcut: None = None, *, at: int | str
+        self, layer: Entry[P1, S1, X, X], shortcut: None = None, *, at: int | str
     ) -> Layer[tuple[P1], TupleState[tuple[S1]], X, X]: ...
     @overload
     def __call__(
-        self, layer: Layer[P1, S1, Array, Array], shortcut: Layer[P2, S2, Array, Array], *,
+        self, layer: Entry[P1, S1, Array, Array], shortcut: Layer[P2, S2, Array, Array], *,
         at: None = None,
     ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], Array, Array]: ...
     @overload
     def __call__(
-        self, layer: Layer[P1, S1, X, Y], shortcut: Layer[P2, S2, X, Y], *, at: int | str
+        self, layer: Entry[P1, S1, X, Y], shortcut: Layer[P2, S2, X, Y], *, at: int | str
     ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], X, Y]: ...
     # fmt: on
     def __call__(
-        self, layer: AnyLayer, shortcut: AnyLayer | None = None, *, at: int | str | None = None
+        self, layer: Any, shortcut: AnyLayer | None = None, *, at: int | str | None = None
     ) -> AnyLayer:
         """Return the layer with a shortcut around it."""
         return self.bind(layer, shortcut, at=at)

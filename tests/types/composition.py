@@ -102,8 +102,8 @@ def in_series() -> None:
     params[0].bias  # type: ignore[attr-defined]
     apply(state, params, x)  # type: ignore[arg-type]
     apply(params, state)  # type: ignore[call-arg]
-    mlax.series(mlax.linear(3), 4)  # type: ignore[call-overload]
-    mlax.series(mlax.linear)  # type: ignore[call-overload]
+    mlax.series(mlax.linear(3), 4)  # type: ignore[arg-type]
+    mlax.series(mlax.linear)  # type: ignore[arg-type]
 
 
 def in_parallel() -> None:

@@ -327,7 +327,7 @@ def layers_with_names() -> None:
 
     both.apply(both.init(key, x)[0], both.init(key, x)[1], (x, x))  # type: ignore[arg-type]
     mlax.series(mlax.dense(4), both, mlax.recurrent(mlax.gru_cell(3)))  # type: ignore[misc]
-    mlax.series(stem=mlax.dense)  # type: ignore[call-overload]
+    mlax.series(stem=mlax.dense)  # type: ignore[arg-type]
 
 
 # Wrong programs.

@@ -115,3 +115,32 @@ def test_a_project_that_imports_mlax(tmp_path: Path) -> None:
     errors = [line for line in done.stdout.splitlines() if ": error: " in line]
     assert len(errors) == 1, done.stdout + done.stderr
     assert errors[0].startswith("wrong.py") and "out of range" in errors[0]
+
+
+MISTAKES = """
+import jax
+import mlax
+
+layer = mlax.dense(4)
+mlax.series(layer, jax.nn.relu)
+mlax.parallel(layer, lambda x: x + 1)
+mlax.branch(layer, mlax.dense)
+mlax.series([layer, layer])
+mlax.residual(mlax.dense)
+"""
+WORDS = "call pairs, put functions into f, unpack lists"
+
+
+def test_mistakes_are_told_in_words(tmp_path: Path) -> None:
+    """A function, an uncalled pair or a list among layers: the argument, not all overloads."""
+    (tmp_path / "mistakes.py").write_text(MISTAKES + "mlax.series(a=layer, b=jax.nn.relu)\n")
+    done = run("mypy", "--strict", "mistakes.py", cwd=tmp_path)
+    *told, _ = done.stdout.splitlines()
+    assert len(told) == 6, done.stdout + done.stderr
+    assert all("error: Argument" in line and WORDS in line for line in told), done.stdout
+    assert max(map(len, told)) < 600
+
+    (tmp_path / "mistakes.py").write_text(MISTAKES)
+    report = json.loads(run("pyright", "--outputjson", cwd=tmp_path).stdout)
+    messages = [diagnostic["message"] for diagnostic in report["generalDiagnostics"]]
+    assert len(messages) == 5 and all(WORDS in message for message in messages), messages

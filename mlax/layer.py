@@ -13,7 +13,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
-from typing import overload
+from typing import overload, runtime_checkable
 
 import jax
 import numpy as np
@@ -45,6 +45,7 @@ X_contra = TypeVar("X_contra", contravariant=True)
 Y_co = TypeVar("Y_co", covariant=True)
 
 
+@runtime_checkable
 class Shaped(Protocol):
     """What `init` may read of an array: a `jax.Array` or a `jax.ShapeDtypeStruct`."""
 
@@ -59,6 +60,7 @@ class Shaped(Protocol):
         ...
 
 
+@runtime_checkable
 class Init(Protocol[P_co, S_co]):
     """The first function of a layer: makes parameters and state."""
 
@@ -74,6 +76,7 @@ class Init(Protocol[P_co, S_co]):
         ...
 
 
+@runtime_checkable
 class Apply(Protocol[P_contra, S, X_contra, Y_co]):
     """The second function of a layer: computes the output and the next state."""
 
@@ -97,6 +100,7 @@ class Apply(Protocol[P_contra, S, X_contra, Y_co]):
         ...
 
 
+@runtime_checkable
 class ApplyWithRng(Protocol[P_contra, S, X_contra, Y_co]):
     """An `Apply` whose `rng` has no default: the layer needs a key."""
 

@@ -12,7 +12,7 @@ so the mesh may be abstract.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ X = TypeVar("X")
 Y = TypeVar("Y")
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """What a plan needs of an optimizer, such as one of optax."""
 

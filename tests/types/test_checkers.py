@@ -1,6 +1,6 @@
 """The type checkers other than mypy (`tests/test_types.py`) on our own files.
 
-`composition.py`, `models.py`, `transformations.py` and `shell.py` in this folder hold the cases:
+`composition.py`, `models.py`, `programs.py`, `shell.py` and `transformations.py` hold the cases:
 mypy reads them with the other tests, pyright reads them here.
 """
 
@@ -35,7 +35,9 @@ def test_pyright_is_clean() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["composition.py", "models.py", "shell.py", "transformations.py"])
+@pytest.mark.parametrize(
+    "name", ["composition.py", "models.py", "programs.py", "shell.py", "transformations.py"]
+)
 def test_lines_that_must_be_errors_are_errors_for_pyright(name: str, tmp_path: Path) -> None:
     """Like `warn_unused_ignores` in mypy: the comments are disabled, and each line is an error."""
     case = shutil.copy(ROOT / "tests" / "types" / name, tmp_path)

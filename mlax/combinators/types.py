@@ -446,25 +446,27 @@ class Branch(Wired[Any, State[Any, WiredConfig], Any, Any]):
 class Residual(Wired[Any, State[Any, WiredConfig], Any, Any]):
     """The type of `residual`."""
 
-    # fmt: off
-    @overload
-    def __call__(
-        self, layer: Entry[P1, S1, Array, Array], shortcut: None = None, *, at: None = None
-    ) -> Layer[tuple[P1], TupleState[tuple[S1]], Array, Array]: ...
-    @overload
-    def __call__(
-        self, layer: Entry[P1, S1, X, X], shortcut: None = None, *, at: int | str
-    ) -> Layer[tuple[P1], TupleState[tuple[S1]], X, X]: ...
-    @overload
-    def __call__(
-        self, layer: Entry[P1, S1, Array, Array], shortcut: Layer[P2, S2, Array, Array], *,
-        at: None = None,
-    ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], Array, Array]: ...
-    @overload
-    def __call__(
-        self, layer: Entry[P1, S1, X, Y], shortcut: Layer[P2, S2, X, Y], *, at: int | str
-    ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], X, Y]: ...
-    # fmt: on
+    if TYPE_CHECKING:
+        # fmt: off
+        @overload
+        def __call__(
+            self, layer: Entry[P1, S1, Array, Array], shortcut: None = None, *, at: None = None
+        ) -> Layer[tuple[P1], TupleState[tuple[S1]], Array, Array]: ...
+        @overload
+        def __call__(
+            self, layer: Entry[P1, S1, X, X], shortcut: None = None, *, at: int | str
+        ) -> Layer[tuple[P1], TupleState[tuple[S1]], X, X]: ...
+        @overload
+        def __call__(
+            self, layer: Entry[P1, S1, Array, Array], shortcut: Layer[P2, S2, Array, Array], *,
+            at: None = None,
+        ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], Array, Array]: ...
+        @overload
+        def __call__(
+            self, layer: Entry[P1, S1, X, Y], shortcut: Layer[P2, S2, X, Y], *, at: int | str
+        ) -> Layer[tuple[P1, P2], TupleState[tuple[S1, S2]], X, Y]: ...
+        # fmt: on
+
     def __call__(
         self, layer: Any, shortcut: AnyLayer | None = None, *, at: int | str | None = None
     ) -> AnyLayer:

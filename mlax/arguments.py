@@ -120,6 +120,17 @@ def read_size(owner: str, name: str, value: Any) -> int:
     return size
 
 
+def read_unroll(owner: str, name: str, value: Any) -> int:
+    """Require a number of steps, 0 for all; or a bool, for all or one."""
+    if isinstance(value, bool):
+        return value
+    wanted = "a bool or a non-negative integer"
+    steps = read_integer(owner, name, value, wanted)
+    if steps < 0:
+        raise ValueError(message(owner, name, wanted, repr(value)))
+    return steps
+
+
 def read_sizes(owner: str, name: str, value: Any) -> int | tuple[int, ...]:
     """Require a positive integer or a sequence of them."""
     return _read_each(read_size, owner, name, value)
@@ -306,6 +317,8 @@ def entries(owner: str, name: str, value: Any) -> Sequence[Any]:
 
 Size: TypeAlias = Annotated[int, Rule(read_size)]
 """A positive integer."""
+Unroll: TypeAlias = Annotated[int, Rule(read_unroll)]
+"""How many steps an iteration of a loop takes, as in `jax.lax.scan`."""
 Sizes: TypeAlias = Annotated[int | Sequence[int], Rule(read_sizes)]
 """A positive integer, or one for each spatial axis."""
 Axis: TypeAlias = Annotated[int, Rule(read_integer)]

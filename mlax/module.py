@@ -18,7 +18,7 @@ from mlax.arguments import described
 from mlax.equality import source
 from mlax.errors import expected, message
 from mlax.layer import AxisName, Key
-from mlax.structure import Attributes, Holdings, Node, Structure
+from mlax.structure import Attributes, Holdings, KeyOfEndedTrace, Node, Structure
 from mlax.structure import at_top_level, contents_of, copied, entries_of, is_array, require_alive
 from mlax.structure import require_static, set_contents, undone_if_it_fails, walk, without_dead_keys
 
@@ -84,12 +84,16 @@ class Parameter(Node):
         trainable: object = self.trainable
         if trainable is not True and trainable is not False and trainable is not None:
             got = described(trainable)
-            way_out = "it comes first: Parameter(True, array), or Parameter(None, [...]) for modules"
+            way_out = "it is first: Parameter(True, array), or Parameter(None, [...]) for modules"
             raise TypeError(message(owner, "trainable", "True, False or None", got, way_out))
-        for leaf in entries_of(self.data) if trainable is None else ():
-            if is_array(leaf):
+        for leaf in entries_of(self.data):
+            if trainable is None and is_array(leaf):
                 what = "modules and parameters in Parameter(None, ...)"
                 way_out = "wrap it in Parameter(True, ...) or Parameter(False, ...)"
+                raise TypeError(expected(owner, what, described(leaf), way_out))
+            if trainable is not None and isinstance(leaf, Node):
+                what = f"arrays in Parameter({trainable}, ...)"
+                way_out = "hold modules and parameters in Parameter(None, [...])"
                 raise TypeError(expected(owner, what, described(leaf), way_out))
 
     def _is_leaf(self) -> bool:
@@ -161,7 +165,7 @@ class Module(Node):
     A subclass defines `__init__`, `setup` and `forward`. Subclassing registers the class as
     a pytree with keys. Attributes that are parameters or modules are children. All others are
     static: lists, tuples and dicts of modules belong in `Parameter(None, [...])`. A parameter is
-    held at one place; to share a module, call it twice.
+    held in one place; to share a module, call it twice.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> class Gain(mlax.Module):
@@ -199,12 +203,15 @@ class Module(Node):
         if getattr(cls, "__hash__") is None:  # the class of a dict or list comes before Module
             for method in ("__eq__", "__ne__", "__hash__"):
                 setattr(cls, method, vars(Module)[method])
+        if set(vars(cls).get("__slots__", ())) - {"__dict__", "__weakref__"}:
+            what, got = "attributes in __dict__", "__slots__, which pytrees of jax would lose"
+            raise TypeError(expected(cls.__name__, what, got, "leave __slots__ out"))
         for name, value in vars(cls).items():
             nodes = [node for _, node in walk(value) if isinstance(node, Node)]
             if any(node._is_leaf() for node in nodes):
-                what, got = "parameters and modules as attributes of instances", f"{name} of the class"
+                what = "parameters and modules as attributes of instances"
                 way_out = f"set self.{name} in __init__"
-                raise TypeError(expected(cls.__name__, what, got, way_out))
+                raise TypeError(expected(cls.__name__, what, f"{name} of the class", way_out))
         unflatten = functools.partial(_unflatten_module, functools.partial(cls.__new__, cls))
         jax.tree_util.register_pytree_with_keys(
             cls, _flatten_module_with_keys, unflatten, _flatten_module
@@ -225,7 +232,7 @@ class Module(Node):
         """
         owner = type(self).__name__
         what = "a method forward(self, x, rng=None, inference_mode=False, batch_axis_name=())"
-        way_out = "setup(self, x) makes parameters and forward computes; init and apply are for pairs"
+        way_out = "setup(self, x) makes parameters, forward computes; init and apply are for pairs"
         raise NotImplementedError(expected(owner, what, "none", way_out))
 
     if TYPE_CHECKING:
@@ -252,13 +259,13 @@ class Module(Node):
                     self.initialized = True
                     Holdings(self)  # what setup made must be sound, too
                 if getattr(self.apply, "__func__", None) is Module.apply:
-                    return self.forward(x, rng, inference_mode, batch_axis_name), self
+                    return _forward(self, x, rng, inference_mode, batch_axis_name), self
                 return self.apply(x, rng, inference_mode, batch_axis_name)
 
         def apply(self, x, rng, inference_mode=False, batch_axis_name=()):
             """Return `(forward(...), self)`, for a module that is set up."""
             with undone_if_it_fails(self):
-                return self.forward(x, rng, inference_mode, batch_axis_name), self
+                return _forward(self, x, rng, inference_mode, batch_axis_name), self
 
     def filter(
         self, f: Callable[[Parameter], object] = is_trainable_param, inverse: bool = False
@@ -312,7 +319,8 @@ class Module(Node):
         Static attributes are taken from this module.
 
         Raises:
-            ValueError: the modules have different parameters.
+            ValueError: the modules have different parameters, or a submodule of this one is not set
+                up, and its parameters would be lost.
         """
         flatten = functools.partial(
             jax.tree_util.tree_flatten_with_path,
@@ -326,6 +334,15 @@ class Module(Node):
                     raise ValueError(_misfit(self, path, jax.tree_util.keystr(other)))
             if len(column) != len(entries):
                 raise ValueError(_misfit(self, (), f"{len(column)} instead of {len(entries)}"))
+        mine, *theirs = [
+            {place: part.initialized for place, part in walk(module) if isinstance(part, Module)}
+            for module in (self, *others)
+        ]
+        for place, is_set_up in mine.items() if self.initialized else ():
+            if not is_set_up and any(other.get(place) for other in theirs):
+                what, got = f"{place} to be set up, as in the other module", "one that is not"
+                way_out = "call the module once, module(x, rng), before it is partitioned"
+                raise ValueError(expected(f"{type(self).__name__}.combine", what, got, way_out))
 
         def combined(leaf: Any, *candidates: Any) -> Any:
             if not is_leaf_param(leaf):
@@ -347,7 +364,7 @@ class Module(Node):
         before = self.__dict__.get(name)
         if isinstance(before, Node) and is_array(value):
             owner, got = type(self).__name__, described(value)
-            way_out = f"set its data, self.{name}.data = ..., or Parameter(False, ...) for a constant"
+            way_out = f"set self.{name}.data = ..., or Parameter(False, ...) for a constant"
             raise TypeError(message(owner, name, f"a {type(before).__name__}", got, way_out))
         object.__setattr__(self, name, value)
         self._forget_structure()
@@ -422,11 +439,32 @@ class Module(Node):
         return _repr(self)
 
 
-_call: Any = vars(Module)["__call__"]  # a method of its own, not the type of the calls of subclasses
+_call: Any = vars(Module)["__call__"]  # the method, not the type of the calls of subclasses
 _parameters = inspect.signature(_call).parameters.values()
 _call.__signature__ = inspect.Signature(
     [p.replace(default=p.empty) if p.name == "rng" else p for p in _parameters]
 )
+
+
+def _forward(module: Module, *call: Any) -> Any:
+    """Return `forward(*call)`, or tell which signature it should have."""
+    try:
+        return module.forward(*call)
+    except TypeError as error:
+        if KeyOfEndedTrace.__name__ in str(error):
+            error.add_note(_SET_KEY)
+        signature = inspect.signature(module.forward)
+        try:
+            signature.bind(*call)
+        except TypeError:
+            what = "forward(self, x, rng=None, inference_mode=False, batch_axis_name=())"
+            got = f"forward{signature}"
+            raise TypeError(expected(type(module).__name__, what, got, _NEEDS_RNG)) from None
+        raise
+
+
+_SET_KEY = "the module was set up in a function that is no longer traced: set its key again"
+_NEEDS_RNG = "rng has no default in a module that needs a key"
 
 
 def _misfit(module: Module, path: KeyPath, got: str) -> str:

@@ -7,7 +7,10 @@ jitted function. `Holdings` remembers what a module holds, so that a call that f
 import collections
 import contextlib
 import copy
+import dataclasses
+import functools
 import operator
+import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -123,13 +126,29 @@ class Structure:
 
 
 def without_dead_keys(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Return attributes, with None for traced keys once nothing is traced: they mean nothing then.
+    """Return attributes with traced keys replaced once their trace has ended.
 
     A module that is not set up keeps them, to raise an error.
     """
     if not at_top_level() or not attributes.get("initialized", True):
         return attributes
-    return {n: None if isinstance(v, Tracer) and is_key(v) else v for n, v in attributes.items()}
+    return {
+        name: KeyOfEndedTrace() if isinstance(value, Tracer) and is_key(value) else value
+        for name, value in attributes.items()
+    }
+
+
+class KeyOfEndedTrace:
+    """Stands for a traced key in an attribute of a module once its trace has ended."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KeyOfEndedTrace)
+
+    def __hash__(self) -> int:
+        return hash(KeyOfEndedTrace)
+
+    def __repr__(self) -> str:
+        return "<key of a function that is no longer traced>"
 
 
 def copied(value: Any) -> Any:
@@ -172,25 +191,25 @@ def set_contents(module: Any, contents: Any) -> None:
 
 
 def is_key(value: jax.Array | np.ndarray[Any, Any]) -> bool:
-    """Return whether an array is a PRNG key, or several."""
+    """Return whether an array holds PRNG keys."""
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return True
     return value.dtype == np.uint32 and value.shape[-1:] in ((2,), (4,))
 
 
 def is_array(value: object) -> bool:
-    """Return whether a value is an array that is no PRNG key."""
+    """Return whether a value is an array that is not a PRNG key."""
     return isinstance(value, jax.Array | np.ndarray) and not is_key(value)
 
 
 def require_alive(owner: str, attributes: dict[str, Any]) -> None:
-    """Require that no static attribute is left from a function that is no longer traced."""
+    """Require that no static attribute outlives the trace that made it."""
     for name, value in attributes.items():
         if isinstance(value, Tracer) and at_top_level():
             if is_key(value) and attributes["initialized"]:
                 continue  # `without_dead_keys` forgets it
             what, got = f"{name} to be an array", "one of a function that is no longer traced"
-            way_out = "make it outside of the function, or hold it in Parameter(False, ...)"
+            way_out = "make it outside the function, or hold it in Parameter(False, ...)"
             if is_key(value):
                 way_out = "call the module in the function, as in lambda key: make(key)(x, rng)[1]"
             raise TypeError(expected(owner, what, got, way_out))
@@ -199,10 +218,11 @@ def require_alive(owner: str, attributes: dict[str, Any]) -> None:
 def require_static(owner: str, attributes: dict[str, Any]) -> None:
     """Require that no static attribute is a container of what should be trained."""
     for name, value in attributes.items():
-        if not isinstance(value, _CONTAINERS) or isinstance(value, Node):
+        if isinstance(value, Node):
             continue
-        for leaf in entries_of(value):
-            if isinstance(leaf, Node) or is_array(leaf):
+        is_plain = isinstance(value, _CONTAINERS)
+        for leaf in entries_of(value if is_plain else _fields_of(value)):
+            if isinstance(leaf, Node) or is_plain and is_array(leaf):
                 what = f"{name}, which is static, to hold no modules, parameters or arrays"
                 got = f"{described(value)} with {described(leaf)} in it, which would not train"
                 way_out = "hold them in Parameter(None, [...])"
@@ -214,8 +234,16 @@ def require_static(owner: str, attributes: dict[str, Any]) -> None:
 _CONTAINERS = list, tuple, dict, set, frozenset, collections.deque
 
 
+def _fields_of(value: Any) -> Any:
+    """Return what an object holds that is made to hold others; its arrays may be constants."""
+    if isinstance(value, functools.partial):
+        return value.func, value.args, value.keywords
+    is_record = dataclasses.is_dataclass(value) or isinstance(value, types.SimpleNamespace)
+    return getattr(value, "__dict__", ()) if is_record and not isinstance(value, type) else ()
+
+
 def entries_of(value: Any) -> Iterator[Any]:
-    """Yield what is in a container, and in the containers within."""
+    """Yield what is in a container and in nested containers."""
     if isinstance(value, dict) and not isinstance(value, Node):
         for entry in (*value, *value.values()):
             yield from entries_of(entry)
@@ -231,7 +259,8 @@ class Holdings:
 
     Raises:
         TypeError: a parameter or a static attribute is not what it should be.
-        ValueError: a parameter is held at two places, where an update would make two of it.
+        ValueError: a parameter is held in two places, where an update would split it in two, or a
+            module holds itself.
     """
 
     def __init__(self, module: Node) -> None:
@@ -243,7 +272,7 @@ class Holdings:
                 if value._is_leaf() and id(value) in self._held:
                     places = f"one at {self._held[id(value)][0]} and {path}"
                     way_out = "to share a module, hold it once and call it twice in forward"
-                    what = "each parameter at one place"
+                    what = "each parameter in one place"
                     raise ValueError(expected(type(module).__name__, what, places, way_out))
                 self._held[id(value)] = path, value, value._held()
             elif isinstance(value, list | dict):
@@ -251,7 +280,7 @@ class Holdings:
         self._tracers = {id(tracer) for tracer, _, _ in _traced(module)}
 
     def restore(self) -> None:
-        """Make everything hold again what it held."""
+        """Restore everything to what it held."""
         for _, value, held in self._held.values():
             if isinstance(value, Node):
                 value._hold(held)
@@ -290,22 +319,26 @@ def undone_if_it_fails(module: Node) -> Iterator[None]:
 def walk(value: Any) -> list[tuple[str, Any]]:
     """Return everything that a call of a module may change, by path."""
     found: list[tuple[str, Any]] = []
-    _walk(value, "", found)
+    _walk(value, "", found, ())
     return found
 
 
-def _walk(value: Any, path: str, found: list[tuple[str, Any]]) -> None:
+def _walk(value: Any, path: str, found: list[tuple[str, Any]], holders: tuple[Any, ...]) -> None:
     found.append((path.removeprefix("."), value))
+    if any(value is holder for holder in holders):
+        what, got = "a module that does not hold itself", f"{path.removeprefix('.')}, which does"
+        way_out = "pass it as an argument where it is needed"
+        raise ValueError(expected(type(holders[0]).__name__, what, got, way_out))
     if isinstance(value, Node):
         for name, part in value._parts():
-            _walk(part, f"{path}.{name}", found)
+            _walk(part, f"{path}.{name}", found, (*holders, value))
     elif isinstance(value, list | tuple | dict):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            _walk(part, f"{path}[{key!r}]", found)
+            _walk(part, f"{path}[{key!r}]", found, holders)
 
 
 def _traced(module: Node) -> Iterator[tuple[jax.Array, str, bool]]:
-    """Yield the traced arrays in a module, and if they are in something made at top level."""
+    """Yield the traced arrays in a module, and whether they are in something made at top level."""
     if at_top_level():
         return
     for path, value in walk(module):

@@ -2,7 +2,10 @@
 
 import abc
 import copy
+import dataclasses
+import functools
 import pickle
+import types
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -111,7 +114,7 @@ def test_an_array_does_not_replace_a_parameter() -> None:
         def setup(self, x: jax.Array) -> None:
             self.gain = jnp.ones(x.shape)
 
-    wanted = r"^Gain: expected gain to be a Parameter, got an? .*array .*; set its data, self.gain.data"
+    wanted = r"^Gain: expected gain to be a Parameter, got an? .*array .*; set self.gain.data"
     module = Gain()
     for setup in (module, jax.jit(lambda x, rng: Gain()(x, rng)[0])):
         with pytest.raises(TypeError, match=wanted):
@@ -184,7 +187,7 @@ LINEAR = nn.Linear(KEY, 2)
 def test_a_module_at_two_places_raises(
     make: Callable[[Any], Module], places: str, use: Callable[[Module], Any]
 ) -> None:
-    wanted = f"expected each parameter at one place, got one at .*{places}.*; to share"
+    wanted = f"expected each parameter in one place, got one at .*{places}.*; to share"
     with pytest.raises(ValueError, match=wanted):
         use(make(nn.Linear(KEY, 2)))
 
@@ -354,7 +357,7 @@ def test_a_table_made_in_a_traced_function_raises() -> None:
         jax.jit(lambda x: module(x, None)[0])(X)
     y, _ = module(X, None)
     np.testing.assert_allclose(y, X + np.sin(X), rtol=1e-6)
-    with pytest.raises(TypeError, match=r"^Tabled: expected held .*; make it outside of the func"):
+    with pytest.raises(TypeError, match=r"^Tabled: expected held .*; make it outside the func"):
         jax.jit(lambda module, x: module(x, None))(Tabled(), X)
 
 
@@ -451,3 +454,97 @@ def test_vars_holds_every_attribute() -> None:
     assert attributes["out_features"] == 2
     assert list(vars(jax.tree.map(lambda leaf: leaf, module))) == list(attributes)
     assert all(f"{name}=" in repr(module) for name in attributes)
+
+
+@dataclasses.dataclass
+class Record:
+    """Something that holds a module."""
+
+    part: Any
+
+
+@for_each_use
+@pytest.mark.parametrize(
+    "hold", [Record, lambda part: types.SimpleNamespace(part=part), functools.partial],
+    ids=["dataclass", "namespace", "partial"],
+)
+def test_a_module_in_a_record_raises(hold: Callable[[Any], Any], use: Callable[[Any], Any]) -> None:
+    wanted = "Holder: expected held, which is static, to hold no modules, .* with a Linear in it"
+    with pytest.raises(TypeError, match=wanted):
+        use(Holder(hold(nn.Linear(KEY, 2))))
+    use(Holder(hold(jnp.sin)))
+
+
+@for_each_use
+@pytest.mark.parametrize("trainable", [True, False])
+def test_modules_in_a_leaf_raise(trainable: bool, use: Callable[[Any], Any]) -> None:
+    wanted = rf"held: expected arrays in Parameter\({trainable}, .*got a Linear; .*Parameter\(None"
+    for held in ([nn.Linear(KEY, 2)], nn.Linear(KEY, 2)):
+        with pytest.raises(TypeError, match=wanted):
+            use(Holder(Parameter(trainable, held)))
+
+
+def test_slots_raise() -> None:
+    with pytest.raises(TypeError, match="^Slotted: expected attributes in __dict__, got __slots__"):
+
+        class Slotted(Holder):
+            __slots__ = ("part",)
+
+
+def test_a_module_that_holds_itself_raises() -> None:
+    module = Holder(nn.Series([]))
+    module.held.layers.data.append(module)
+    with pytest.raises(ValueError, match="^Holder: expected a module that does not hold itself"):
+        module(X, None)
+
+
+@pytest.mark.parametrize("change", ["replace", "append"])
+def test_a_layer_that_was_never_set_up_is_not_lost(change: str) -> None:
+    _, model = nn.Series([nn.Linear(KEY, 4), nn.Linear(KEY, 2)])(X, None)
+    if change == "replace":
+        model.layers.data[1] = nn.Linear(KEY, 3)
+    else:
+        model.layers.data.append(nn.Linear(KEY, 3))
+
+    def step(model: nn.Series) -> nn.Series:
+        trained, rest = model.partition()
+        _, called = trained.combine(rest)(X, None)
+        return trained.combine(called.partition()[1])
+
+    index = 1 if change == "replace" else 2
+    wanted = rf"^Series.combine: expected layers.data\[{index}\] to be set up, .*; call the module"
+    for run in (step, jax.jit(step)):
+        with pytest.raises(ValueError, match=wanted):
+            run(model)
+    _, model = model(X, None)
+    assert structure(jax.jit(step)(model)) == structure(model)
+
+
+@pytest.mark.parametrize(
+    ("forward", "got"),
+    [
+        (lambda self, x: x, r"forward\(x\)"),
+        (lambda self, x, rng=None: x, r"forward\(x, rng=None\)"),
+    ],
+)
+def test_a_forward_of_another_signature_is_told(forward: Any, got: str) -> None:
+    module = type("Own", (Holder,), {"forward": forward})()
+    with pytest.raises(TypeError, match=rf"^Own: expected forward\(self, x, rng=.*, got {got};"):
+        module(X, None)
+
+
+def test_wrong_layers_that_are_added_later_are_told() -> None:
+    for added, wanted in (
+        (jax.nn.relu, "Series: expected layers to be modules, got relu; make it a module with"),
+        (None, "Series: expected layers to be modules, got None"),
+    ):
+        _, model = nn.Series([nn.Linear(KEY, 2)])(X, None)
+        model.layers.data.append(added)
+        with pytest.raises(TypeError, match=wanted):
+            model(X, None)
+    _, model = nn.Series([nn.Linear(KEY, 2)])(X, None)
+    model.layers.data = (nn.Linear(KEY, 2),)
+    with pytest.raises(TypeError, match="^Series: expected layers.data to be a list of modules"):
+        model(X, None)
+    with pytest.raises(TypeError, match="^F: expected train_fn to be a function, got a Linear"):
+        nn.F(nn.Linear(KEY, 2))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mlax import mesh
-from mlax.arguments import AnyLayer, Size, leading_length, require_pair
+from mlax.arguments import AnyLayer, Unroll, leading_length, require_pair
 from mlax.combinators import (
     Call, Child, Made, Transform, init_only_child, rejoined, require_equal_shapes, separated,
     shapes, stacked, transform,
@@ -63,7 +63,8 @@ def apply(
     cell, reverse, unroll = config
     xs, h = require_pair("recurrent", "x", x, "(xs, h)")
     length = leading_length("recurrent", "xs", xs, "time")
-    if unroll > 1 and type(length) is not int:  # symbolic, in jax.export
+    is_one = unroll == 1 and unroll is not True or unroll is False
+    if not is_one and type(length) is not int:  # symbolic, in jax.export
         way_out = "several steps at a time need a known length"
         raise ValueError(message("recurrent", "unroll", f"1 for {length} steps", unroll, way_out))
     rng = call.rng if cell.needs_rng else None
@@ -92,7 +93,7 @@ def apply(
 
 @transform(apply, RecurrentConfig, Recurrent)
 def recurrent(
-    rng: Key, x: tuple[Any, Any], cell: AnyLayer, reverse: bool = False, unroll: Size = 1
+    rng: Key, x: tuple[Any, Any], cell: AnyLayer, reverse: bool = False, unroll: Unroll = 1
 ) -> Made:
     """A cell run over time by `jax.lax.scan`: (xs, h) -> (ys, h).
 
@@ -105,11 +106,11 @@ def recurrent(
     Args:
         cell: layer from (x, h) to (y, h).
         reverse: run from the last step to the first; outputs keep the time index of their input.
-        unroll: number of steps per iteration of the loop, as in `jax.lax.scan`.
+        unroll: number of steps per iteration of the loop, as in `jax.lax.scan`: True or 0 for all.
 
     Raises:
         TypeError: an argument is of the wrong type, or the carry changes its shapes or dtypes.
-        ValueError: the leaves of `xs` have no common leading axis, or `unroll` is not positive.
+        ValueError: the leaves of `xs` have no common leading axis, or `unroll` is negative.
         Exception: whatever the cell raises, with a note that gives its path.
 
     >>> import jax, jax.numpy as jnp, mlax

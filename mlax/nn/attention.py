@@ -10,7 +10,9 @@ from jax.typing import DTypeLike
 from mlax.errors import message
 from mlax.initializers import Initializer, lecun_normal
 from mlax.layer import AxisName, Key
-from mlax.layers.attention import AttentionInputs, AttentionParams, PositionBias, Rotation, attention
+from mlax.layers.attention import (
+    AttentionInputs, AttentionParams, PositionBias, Rotation, attention,
+)
 from mlax.layers.attention_product import Implementation
 from mlax.module import Parameter
 from mlax.nn.base import OverPair, PairModule, PairModuleRng

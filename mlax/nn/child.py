@@ -33,18 +33,25 @@ def keys_for(modules: Iterable[Module], rng: Key | None) -> list[Key | None]:
 
 
 def call_child(
-    owner: str, index: int | None, module: Module, x: Any, rng: Key | None, inference_mode: bool,
-    batch_axis_name: AxisName,
+    parent: Module, name: str, index: int | None, module: Module, x: Any, rng: Key | None,
+    inference_mode: bool, batch_axis_name: AxisName,
 ) -> tuple[Any, Module]:
     """Return the output of a module and the module after the call; errors get its path.
 
-    The index is None if `owner` already says which module it is.
+    It is the attribute called `name` of the parent, or has an index among its layers.
     """
+    owner = f"{type(parent).__name__}.{name}".strip(".")
     try:
         return module(x, rng, inference_mode, batch_axis_name)
     except Exception as error:
         add_path(error, owner, index, type(module).__name__)
+        gets_no_key = needs_rng(module.forward) and not needs_rng(parent.forward)
+        if gets_no_key and not inference_mode and "expected rng" in str(error):
+            error.add_note(f"{owner} gets no key: {_WITH_KEYS} pass keys on")
         raise
+
+
+_WITH_KEYS = "SeriesRng, ParallelRng, ResidualRng and RecurrentRng"
 
 
 class Composite(Documented):
@@ -63,19 +70,16 @@ class Composite(Documented):
         self.layers: Parameter = Parameter(None, modules)
 
     def _keys(self, rng: Key | None) -> list[Key | None]:
-        return keys_for(self.layers.data, rng)
+        layers, owner = self.layers.data, type(self).__name__
+        if not isinstance(layers, list):
+            raise TypeError(message(owner, "layers.data", "a list of modules", described(layers)))
+        return keys_for([read_module(owner, "layers", layer) for layer in layers], rng)
 
     def _call(
         self, index: int, x: Any, rng: Key | None, inference_mode: bool, batch_axis_name: AxisName
     ) -> Any:
         """Return the output of a layer, and replace the layer by the one that the call returns."""
         layers: list[Module] = self.layers.data
-        owner, layer = type(self).__name__, layers[index]
         call = rng, inference_mode, batch_axis_name
-        try:
-            y, layers[index] = call_child(owner, index, layer, x, *call)
-        except ValueError as error:
-            if not inference_mode and needs_rng(layer.forward) and not needs_rng(self.forward):
-                error.add_note(f"{owner} passes no keys: use {owner}Rng")
-            raise
+        y, layers[index] = call_child(self, "", index, layers[index], x, *call)
         return y

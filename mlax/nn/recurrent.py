@@ -54,8 +54,8 @@ class _Recurrent(OverPair[tuple[Any, Any], tuple[Any, Any]]):
 
         def step(cell: Module, h: Any, x: Any, index: Any) -> tuple[Module, Any, Any]:
             key = None if rng is None else jax.random.fold_in(rng, index)
-            call, owner = (key, inference_mode, batch_axis_name), type(self).__name__
-            result, cell = call_child(f"{owner}.cell", None, cell, (x, h), *call)
+            call = key, inference_mode, batch_axis_name
+            result, cell = call_child(self, "cell", None, cell, (x, h), *call)
             spelled = "the output of the cell"
             y, after = require_pair("recurrent", spelled, result, "(y, h)")
             next_carry = "the next carry"

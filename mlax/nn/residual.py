@@ -42,11 +42,11 @@ class _Residual(Documented):
         owner, call = type(self).__name__, (inference_mode, batch_axis_name)
         modules = [self.layer] if self.shortcut is None else [self.layer, self.shortcut]
         keys = keys_for(modules, rng)
-        y, self.layer = call_child(f"{owner}.layer", None, self.layer, x, keys[0], *call)
+        y, self.layer = call_child(self, "layer", None, self.layer, x, keys[0], *call)
         around: Any = x
         if self.shortcut is not None:
             around, self.shortcut = call_child(
-                f"{owner}.shortcut", None, self.shortcut, x, keys[1], *call
+                self, "shortcut", None, self.shortcut, x, keys[1], *call
             )
         require_array(owner, around, "x")
         require_array(owner, y, "the output of the layer")

@@ -100,7 +100,7 @@ def scan_of(layer: AnyLayer, x: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("reverse", "unroll"), [(False, 1), (True, 1), (False, 2), (True, 7)]
+    ("reverse", "unroll"), [(False, 1), (True, 1), (False, 2), (True, 7), (False, 0), (True, True), (False, False)]
 )
 def test_values(reverse: bool, unroll: int) -> None:
     init, apply = mlax.recurrent(ELMAN, reverse, unroll)
@@ -327,8 +327,8 @@ def test_needs_a_key_if_the_cell_does() -> None:
         ({"cell": mlax.linear}, TypeError, "cell to be .*layer.*, got .*linear"),
         ({"cell": None}, TypeError, "cell to be .*layer.*, got None"),
         ({"reverse": "yes"}, TypeError, "reverse to be .*, got 'yes'"),
-        ({"unroll": 0}, ValueError, "unroll to be a positive integer, got 0"),
-        ({"unroll": 1.5}, TypeError, "unroll to be a positive integer, got 1.5"),
+        ({"unroll": -1}, ValueError, "unroll to be a bool or a non-negative integer, got -1"),
+        ({"unroll": 1.5}, TypeError, "unroll to be a bool or a non-negative integer, got 1.5"),
     ],
 )
 def test_wrong_argument_raises(

@@ -391,7 +391,7 @@ def test_a_traced_key_of_ones_own_is_gone_with_its_function(sizes: Any) -> None:
         return Net(key, sizes)(X, None)[1]
 
     for module in (jax.vmap(make)(keys), jax.jit(make)(keys[0])):
-        assert module.rng is None
+        assert "key of a function" in repr(module.rng)
         assert jax.tree.structure(pickle.loads(pickle.dumps(module))) == jax.tree.structure(module)
         jax.tree.map(jnp.add, module, module)
         y, after = jax.jit(jax.vmap(lambda module: module(X, None)))(jax.vmap(make)(keys))
@@ -399,8 +399,21 @@ def test_a_traced_key_of_ones_own_is_gone_with_its_function(sizes: Any) -> None:
     shapes = jax.eval_shape(make, KEY)
     assert jax.tree.structure(shapes) == jax.tree.structure(module)
     made, _ = jax.jit(lambda key: make(key).partition())(KEY)
-    assert made.rng is None
+    assert made.rng == module.rng
     assert make(KEY).rng is KEY
+
+
+def test_a_traced_key_of_ones_own_can_not_be_used_in_silence() -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: jax.Array, *_: Any) -> jax.Array:
+            return x + jax.random.normal(self.rng, x.shape)  # type: ignore[arg-type]  # set below
+
+    module = jax.jit(lambda key: Noisy(key, 2)(X, None)[1])(KEY)
+    with pytest.raises(TypeError, match="KeyOfEndedTrace") as caught:
+        module(X, None)
+    assert any("set its key again" in note for note in caught.value.__notes__)
+    module.rng = KEY
+    module(X, None)
 
 
 def test_a_key_that_is_gone_is_asked_for() -> None:

@@ -200,7 +200,8 @@ def test_a_missing_key_is_named(cls: Any) -> None:
         module(X, None)
     path, *advice = caught.value.__notes__
     assert path == f"in SeriesRng[1] > {cls.__name__}[0] > FRng"
-    assert advice == (["Series passes no keys: use SeriesRng"] if cls is nn.Series else [])
+    told = ["Series gets no key: SeriesRng, ParallelRng, ResidualRng and RecurrentRng pass keys on"]
+    assert advice == (told if cls is nn.Series else [])
 
 
 def test_an_error_under_jit_has_a_path() -> None:

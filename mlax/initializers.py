@@ -13,7 +13,7 @@ import functools
 import math
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from mlax.layer import Key
 __all__ = ["Initializer", "embedding_normal", "initialize", "lecun_normal"]
 
 
+@runtime_checkable
 class Initializer(Protocol):
     """A function that returns the initial value of a parameter."""
 

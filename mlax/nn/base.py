@@ -26,7 +26,7 @@ class Documented(Module):
     """What to do about wrong arguments."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Make the constructor of a subclass explain itself."""
+        """Make the constructor of a subclass say what it expects."""
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             setattr(cls, "__init__", _explained(cls, cls.__init__))
@@ -54,10 +54,10 @@ class OverPair(Documented, Generic[X, Y]):
 
     Hyperparameters are attributes with the names of the pair's, and are checked when they are set.
     The key, in the attribute `rng`, only makes the parameters; it is not part of the structure
-    of a module that is initialized.
+    of an initialized module.
     """
 
-    _way_out = "the first argument is a key, as jax.random.key(0) makes one"
+    _way_out = "the first argument is a key, such as jax.random.key(0)"
     _spent: ClassVar[tuple[str, ...]] = ("rng",)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -130,7 +130,7 @@ def test_protocols_can_be_checked() -> None:
     for protocol, value in (
         (types.Shaped, np.ones(3)), (types.Init, mlax.dense(3).init),
         (types.Apply, mlax.dense(3).apply), (types.ApplyWithRng, mlax.dense(3).apply),
-        (types.Optimizer, optax.adam(0.1)),
+        (types.Optimizer, optax.adam(0.1)), (types.Initializer, jax.nn.initializers.zeros),
     ):
         assert isinstance(value, protocol)
         assert not isinstance(three, protocol)

@@ -108,9 +108,9 @@ class OverPair(Documented, Generic[X, Y]):
             hparams["ndim"] = self.ndim
         state = State(self._load(*self._variables), self._pair.config_for(hparams, x))
         params = self._load(*self._params)
+        self._require_sizes()
         y: Y
         y, state = self._pair.apply(params, state, x, rng, inference_mode, batch_axis_name)
-        self._require_sizes()
         self._store(self._variables[1], state.variables)
         return y
 

@@ -387,13 +387,14 @@ def require_key(owner: str, rng: Any) -> None:
     if isinstance(rng, bool | np.bool_):
         way_out = "inference_mode comes after rng: apply(params, state, x, None, True)"
         raise TypeError(message(owner, "rng", wanted, repr(rng), way_out))
-    way_out = "make one with jax.random.key(0)"
+    comes_first = "the key comes first: init(rng, x), apply(params, state, x, rng)"
     if not hasattr(rng, "dtype") or not hasattr(rng, "shape"):
+        is_x = any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(rng))
+        way_out = comes_first if is_x else "make one with jax.random.key(0)"
         raise TypeError(message(owner, "rng", wanted, described(rng), way_out))
     typed = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
     if not typed and (rng.dtype != np.uint32 or not rng.shape):
-        way_out = "the key comes first: init(rng, x), apply(params, state, x, rng)"
-        raise TypeError(message(owner, "rng", wanted, described(rng), way_out))
+        raise TypeError(message(owner, "rng", wanted, described(rng), comes_first))
     if len(rng.shape) > (0 if typed else 1):
         way_out = "use one of them, or map over them with jax.vmap"
         raise TypeError(message(owner, "rng", wanted, f"keys of shape {rng.shape}", way_out))

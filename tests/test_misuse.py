@@ -160,6 +160,9 @@ def test_init_without_a_key(layer: Any) -> None:
         layer.init()
     with pytest.raises(TypeError, match=r"^\w+: expected rng .* key comes first: init\(rng, x\)"):
         layer.init(X, KEY)
+    for inputs in ((X, X), {"a": X}):
+        with pytest.raises(TypeError, match=r"^\w+: expected rng .* first: init\(rng, x\)"):
+            layer.init(inputs, KEY)
 
 
 def test_init_with_a_shape() -> None:

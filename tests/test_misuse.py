@@ -152,7 +152,9 @@ def apply_forgetful(
 # init.
 
 
-@pytest.mark.parametrize("layer", [mlax.linear(3), MODEL, mlax.remat(mlax.linear(3))], ids=repr)
+@pytest.mark.parametrize(
+    "layer", [mlax.linear(3), MODEL, mlax.remat(mlax.linear(3)), mlax.tap(MODEL)], ids=repr
+)
 def test_init_without_a_key(layer: Any) -> None:
     with pytest.raises(TypeError, match=r"^\w+: expected init\(rng, x\), .*jax.random.key\(0\)"):
         layer.init(X)

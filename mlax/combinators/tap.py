@@ -30,9 +30,9 @@ class TapInit:
     __name__ = "tap"
     is_bound = True
 
-    def __call__(self, rng: Key, x: Any, /) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return params and state of the layer."""
-        return self.layer.init(rng, x)
+        return self.layer.init(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"tap({self.layer!r}, {source(self.where)})"
@@ -49,6 +49,11 @@ class _TapApply:
     def bare(self) -> Any:
         """What a state refers to: the `apply` of the layer, so that its states serve here too."""
         return bare(self.layer.apply)
+
+    @property
+    def needs_rng(self) -> bool:
+        """Whether the layer needs a key in training, for `jax.jit` and other wrappers of this."""
+        return self.layer.needs_rng
 
     def __call__(
         self, params: Any, state: Any, x: Any, /, rng: Key | None = None,

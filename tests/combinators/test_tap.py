@@ -48,7 +48,7 @@ def test_params_state_and_output_are_those_of_the_model() -> None:
     assert jax.tree.structure(again) == jax.tree.structure((params, state))
     for leaf, other in zip(jax.tree.leaves(again), jax.tree.leaves((params, state)), strict=True):
         np.testing.assert_array_equal(leaf, other)
-    assert tapped.needs_rng
+    assert tapped.needs_rng and mlax.needs_rng(jax.jit(tapped.apply))
     expected, _ = MODEL.apply(params, state, X, KEY)
     for apply in (tapped.apply, jax.jit(tapped.apply)):
         (y, values), after = apply(params, state, X, KEY)

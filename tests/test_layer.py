@@ -445,3 +445,13 @@ def test_two_functions_of_one_name_are_told_apart() -> None:
     params, state = scaled(1.0).init(KEY, X)
     with pytest.raises(ValueError, match="got <lambda> with other code, defaults or closures"):
         scaled(2.0).apply(params, state, X)
+
+
+def test_a_keyword_of_a_partial_is_named() -> None:
+    def summed(axis: int) -> AnyLayer:
+        return mlax.f(functools.partial(jnp.sum, axis=axis))
+
+    params, state = summed(0).init(KEY, X)
+    wanted = "^f: expected state.config.train_fn.axis to be -1, as in this layer, got 0; "
+    with pytest.raises(ValueError, match=wanted):
+        summed(-1).apply(params, state, X)

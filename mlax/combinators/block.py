@@ -53,6 +53,7 @@ class _Wiring:
 
     def __init__(self, function: Callable[[Sublayers, Any], Any]) -> None:
         self.function = function
+        self.keywords = getattr(function, "keywords", {})  # of a partial, for errors
         name = getattr(function, "__name__", "block")
         self.__name__ = name if name.isidentifier() else "block"
 

@@ -171,3 +171,17 @@ def test_blocks_and_their_gradients_are_those_of_pytorch(norm_first: bool, cross
         np.testing.assert_allclose(
             found[name], parameter.grad.numpy(), rtol=1e-3, atol=1e-4, err_msg=name
         )
+
+
+def test_the_state_of_another_block_raises_with_the_hyperparameter_and_both_values() -> None:
+    def model(activation: Any, norm_first: bool) -> Any:
+        layers = mlax.attention(2), mlax.mlp(4, activation)
+        return mlax.series(body=mlax.transformer_block(*layers, norm_first=norm_first))
+
+    params, state = model(jax.nn.gelu, True).init(KEY, X)
+    for other, wanted in (
+        (model(jax.nn.gelu, False), "norm_first to be False, as in this layer, got True"),
+        (model(jax.nn.relu, True), "activation to be relu, as in this layer, got gelu"),
+    ):
+        with pytest.raises(ValueError, match=rf"^block: expected state\.config\.\S+\.{wanted}"):
+            other.apply(params, state, X)

@@ -156,7 +156,7 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
             axis = available.get("axis", 0)
             axes = axis if isinstance(axis, tuple) else (axis,)
             from_last = axes and all(type(entry) is int and entry < 0 for entry in axes)
-            available["ndim"] = None if from_last else len(x.shape)
+            available["ndim"] = None if from_last else len(jax.tree.leaves(x)[0].shape)
         return config(*(available[name] for name in config._fields))
 
     def adopt(self, bound: "BoundApply", state: Any, x: Any) -> Any:
@@ -243,7 +243,8 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
         if self.config is not None:
             ndim = getattr(config_of(self.__name__, state, self.config), "ndim", None)
             if ndim is not None:
-                arguments.require_ndims(self.__name__, x, (ndim,))
+                count = len(x) if isinstance(x, tuple | list | dict) else 1
+                arguments.require_ndims(self.__name__, x, (ndim,) * count)
         config = state.config if isinstance(state, State) else None
         require_params(self.__name__, params, self._params_type, config)
 

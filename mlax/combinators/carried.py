@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, overload
 import jax
 import jax.numpy as jnp
 
-from mlax.arguments import AnyLayer, require_pair
+from mlax.arguments import AnyLayer, require_ndims, require_pair
 from mlax.combinators import (
     Call, Child, Made, Transform, init_only_child, require_equal_shapes, shapes, transform,
 )
@@ -38,6 +38,8 @@ class CarriedConfig(NamedTuple):
     """The function that makes the first carry, None for zeros."""
     decodes: bool
     """Whether the carry is kept from call to call."""
+    ndims: tuple[int, ...]
+    """Number of axes of each array of x."""
 
 
 @serializable
@@ -79,6 +81,7 @@ def apply(
     call: Call, config: CarriedConfig, params: Any, variables: Any, x: Any
 ) -> tuple[Any, Any]:
     """Return the output of the layer without the carry: see `mlax.carried`."""
+    require_ndims("carried", x, config.ndims)
     if not config.decodes:
         start = None if config.start is None else config.start(x)
         result, variables = call(config.layer, params, variables, (x, start))
@@ -107,7 +110,8 @@ def carried(
         decodes: whether the carry is kept from call to call.
 
     Raises:
-        ValueError: `decodes` is set and `apply` is not in inference mode.
+        ValueError: `decodes` is set and `apply` is not in inference mode, or x has other axes
+            than in `init`.
 
     >>> import jax, jax.numpy as jnp, mlax
     >>> lstm = mlax.recurrent(mlax.lstm_cell(4))

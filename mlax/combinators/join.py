@@ -79,6 +79,8 @@ class ConcatenateConfig(NamedTuple):
 
     axis: int
     """The axis along which the entries are concatenated."""
+    ndim: int | None
+    """Number of axes of each entry, None if `axis` counts from the last."""
 
 
 def apply_concatenate(params: tuple[()], config: ConcatenateConfig, x: Entries) -> jax.Array:
@@ -98,7 +100,8 @@ def concatenate(rng: Key, x: Any, axis: Axis = -1) -> tuple[()]:
 
     Raises:
         TypeError: x is not a tuple or dict.
-        ValueError: x is empty, or its entries differ in shape along another axis.
+        ValueError: x is empty, or its entries differ in shape along another axis, or have other
+            axes than in `init` and `axis` counts from the first.
 
     Source: `jax.numpy.concatenate`.
 

@@ -25,7 +25,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from mlax import mesh
-from mlax.arguments import AnyLayer, Size, instance_of, leading_length
+from mlax.arguments import AnyLayer, Size, instance_of, leading_length, require_ndims
 from mlax.combinators import (
     Call, Child, Made, Transform, copy_keys, init_copies, rejoined, require_copies,
     require_equal_shapes, separated, shapes, transform,
@@ -60,6 +60,8 @@ class PipelineConfig(NamedTuple):
     """Whether the backward pass recomputes the activations of each copy."""
     policy: Policy | None
     """Which activations to save anyway."""
+    ndims: tuple[int, ...]
+    """Number of axes of each array of x."""
 
 
 class Pipeline(Transform[Any, State[Any, PipelineConfig], Any, Any]):
@@ -86,7 +88,8 @@ def apply(
     call: Call, config: PipelineConfig, params: Any, variables: Any, x: Any
 ) -> tuple[Any, Any]:
     """Return the output of the last copy: see `mlax.pipeline`."""
-    child, n, count, axis_name, unroll, remat, policy = config
+    child, n, count, axis_name, unroll, remat, policy, ndims = config
+    require_ndims("pipeline", x, ndims, "give a single example a leading axis with x[None]")
     require_copies("pipeline", params, n)
     xs = _microbatches(x, count)
     keys = None

@@ -122,3 +122,10 @@ def test_a_carry_of_another_shape_raises() -> None:
     layer = mlax.carried(mlax.f(lambda xh: (xh[0], xh[0])), halves)
     with pytest.raises(TypeError, match="carried: expected the next carry"):
         layer.init(KEY, XS)
+
+
+def test_a_batch_is_not_taken_as_time() -> None:
+    layer = mlax.carried(mlax.recurrent(mlax.gru_cell(3)))
+    params, state = layer.init(KEY, XS)
+    with pytest.raises(ValueError, match="^carried: expected x with 2 axes, as in init, .*batched"):
+        layer.apply(params, state, XS[None])

@@ -106,7 +106,7 @@ def test_what_does_not_fit_raises(
     with pytest.raises(error, match=f"^{message}"):
         layer.init(KEY, x)
     _, state = layer.init(KEY, (A, A) if "concatenate(axis=2)" not in repr(layer) else (A[None],))
-    with pytest.raises(error, match=f"^{message}"):
+    with pytest.raises(error, match=f"^{message}|as in init"):
         layer.apply((), state, x)
 
 
@@ -114,3 +114,13 @@ def test_an_axis_is_an_integer() -> None:
     wrong: Any = 0.5  # wrong types on purpose
     with pytest.raises(TypeError, match="^concatenate: expected axis to be an integer, got 0.5"):
         mlax.concatenate(wrong)
+
+
+def test_a_batch_is_not_concatenated_along_its_batch_axis() -> None:
+    batch = (jnp.stack([A, A]), jnp.stack([B, B]))
+    for layer in (mlax.concatenate(0), mlax.concatenate(1)):
+        params, state = layer.init(KEY, (A, B))
+        with pytest.raises(ValueError, match=r"^concatenate: expected x with 2, 2 axes, .*batched"):
+            layer.apply(params, state, batch)
+    _, state = mlax.concatenate().init(KEY, (A, B))
+    assert mlax.concatenate().apply((), state, batch)[0].shape == (2, 2, 4)

@@ -362,6 +362,8 @@ def decode() -> None:
          "a mesh that is set, got none, and arrays sharded over 'stage'; call it in jax.set_mesh"),
         (apply_in_shard_map,
          "to map 'stage' itself, got a call inside jax.shard_map over it; leave it out"),
+        (lambda: apply_on({"stage": 4}, x=X[0]),
+         r"x with 2 axes, as in init, got shape \(4,\); .* x\[None\]"),
         (decode, "a layer whose variables stay fixed in inference, .*; decode with mlax.repeat"),
         (lambda: mlax.pipeline(BLOCK, 8, microbatches=0),
          "microbatches to be a positive integer, got 0"),

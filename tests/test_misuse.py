@@ -270,6 +270,9 @@ OF_ONE_EXAMPLE: dict[str, tuple[AnyLayer, jax.Array]] = {
     "layer_norm of all": (mlax.layer_norm(axis="all"), IMAGE),
     "z_norm": (mlax.z_norm("channel_last"), IMAGE),
     "flatten": (mlax.flatten(), IMAGE),
+    "bias": (mlax.bias((0, 0, -1)), IMAGE),
+    "scaler": (mlax.scaler((0, 0, -1)), IMAGE),
+    "mamba_block": (mlax.mamba_block(4, state_features=2), IMAGE[0]),
     "dropout": (mlax.dropout(0.5, 0), jnp.ones(3)),
 }
 
@@ -280,7 +283,7 @@ def test_a_batch_for_a_layer_of_one_example(name: str) -> None:
     model = mlax.series(body=layer)
     params, state = model.init(KEY, x)
     batch = jnp.stack([x] * 2)
-    with pytest.raises(ValueError, match=r"^\w+: expected .*got shape \(2, ") as error:
+    with pytest.raises(ValueError, match=r"^\w+: expected .* shape \(2, ") as error:
         model.apply(params, state, batch, KEY)
     assert notes(error)[0].startswith("in series > body")
     assert "ArrayImpl" not in str(error.value) and "Tracer" not in str(error.value)

@@ -96,7 +96,9 @@ def feature_shape(
     features = read if isinstance(read, tuple) else (read,)
     if features and len(features) != len(x.shape):
         wanted = f"one entry for each axis of x of shape {x.shape}, or empty"
-        raise ValueError(message(owner, "in_features", wanted, repr(in_features)))
+        is_batch = len(x.shape) > len(features)
+        way_out = "map a batch axis with mlax.batched or jax.vmap" if is_batch else ""
+        raise ValueError(message(owner, "in_features", wanted, repr(in_features), way_out))
     pairs = list(zip(features, x.shape, strict=False))
     for entry, length in pairs:
         if entry not in (-1, 0, 1, length):

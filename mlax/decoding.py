@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from mlax import mesh
-from mlax.arguments import described, read_size, require_integers, require_key
+from mlax.arguments import described, read_layer, read_size, require_integers, require_key
 from mlax.errors import expected, message
 from mlax.layer import Apply, Key, Layer, P, S
 from mlax.pair import require_params_like, require_state_like
@@ -47,6 +47,7 @@ def init_state(layer: Layer[P, S, Any, Any], params: P, x: Any, state: Any = Non
     >>> mlax.init_state(decoder, params, x).variables.key.shape
     (2, 16, 4)
     """
+    read_layer("init_state", "layer", layer)
     key = jax.random.key(0)
     own, _ = jax.eval_shape(layer.init, key, x)
     require_params_like("init_state", own, params)

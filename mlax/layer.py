@@ -189,7 +189,8 @@ class Layer(_LayerFields[P, S, X_contra, Y_co]):
             ...
             for name, function in (("init", init), ("apply", apply)):
                 if not callable(function):
-                    got = type(function).__name__
+                    is_array = isinstance(function, jax.Array)
+                    got = "an array" if is_array else type(function).__name__
                     raise TypeError(expected("Layer", f"{name} to be a function", got))
             layer = tuple.__new__(cls, (init, apply))
             equality.remember((init, apply))

@@ -114,6 +114,20 @@ def test_lists_functions_pairs_and_modules_among_layers() -> None:
                 mlax.series(*layers)
 
 
+def test_what_is_no_layer_where_one_is_initialised() -> None:
+    wrong: Any
+    for wrong in ([mlax.linear(3)], mlax.linear, jax.nn.relu, mlax.nn.Linear(KEY, 3)):
+        with pytest.raises(TypeError, match="^init_state: expected layer to be a layer, got .*; "):
+            mlax.init_state(wrong, (), X)
+        with pytest.raises(TypeError, match="^init_lora: expected layer to be a layer, got .*; "):
+            mlax.init_lora(wrong, KEY, X, (), ())
+        with pytest.raises(TypeError, match="^init_quantized: expected layer to be a layer, got "):
+            mlax.init_quantized(wrong, X, (), ())
+    wrong = X
+    with pytest.raises(TypeError, match="^Layer: expected init to be a function, got an array$"):
+        Layer(wrong, wrong)
+
+
 def test_a_call_of_a_layer() -> None:
     wrong: Any = mlax.linear(3)  # wrong on purpose
     with pytest.raises(TypeError, match=r"^linear: expected a call of layer.init\(rng, x\) or "):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from mlax import mesh
-from mlax.arguments import ANOTHER_MODEL, AnyLayer, Pattern, Positive, Size, described
+from mlax.arguments import ANOTHER_MODEL, AnyLayer, Pattern, Positive, Size, described, read_layer
 from mlax.combinators import Call, Child, Made, Transform, init_only_child, transform
 from mlax.combinators.child import variables_of
 from mlax.combinators.kernels import kernels_of, not_around, within
@@ -234,6 +234,7 @@ def init_lora(
         TypeError: the params have another structure or dtype, or the state is of another layer.
         ValueError: the params have other shapes.
     """
+    read_layer("init_lora", "layer", layer)
     _, own = jax.eval_shape(layer.init, rng, x)
     found = within(own, LoraConfig, LoraVariables)
     if found is None:

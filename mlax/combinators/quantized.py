@@ -25,7 +25,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from mlax import mesh
-from mlax.arguments import AnyLayer, Pattern, Rule, described, read_dtype
+from mlax.arguments import AnyLayer, Pattern, Rule, described, read_dtype, read_layer
 from mlax.combinators import Call, Child, Made, Transform, init_only_child, transform
 from mlax.combinators.child import variables_of
 from mlax.combinators.kernels import kernels_of, not_around, within
@@ -236,6 +236,7 @@ def init_quantized(
         TypeError: the params have another structure or dtype, or the state is of another layer.
         ValueError: the params have other shapes.
     """
+    read_layer("init_quantized", "layer", layer)
     others, own = jax.eval_shape(layer.init, jax.random.key(0), x)
     found = within(own, QuantizedConfig, QuantizedVariables)
     if found is None:

@@ -417,6 +417,9 @@ class Wired(Combinator[P, S, X_contra, Y_co]):
                 children.update(named)
                 continue
             for place in places_of(((name, value),)):
+                if name in children:
+                    got, way_out = f"a {type(value).__name__}", "take several as *layers"
+                    raise TypeError(message(self.__name__, name, "a layer", got, way_out))
                 slots.append(name)
                 children[len(children) if self._numbered else name] = place.layer
         return slots, children

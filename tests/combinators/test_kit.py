@@ -273,3 +273,12 @@ def test_a_layer_as_default() -> None:
     assert params["inner"].kernel.shape == (3, 2)
     assert with_default().apply(params, state, X)[0].shape == (2,)
     assert with_default(mlax.dense(4)).init(KEY, X)[0]["inner"].kernel.shape == (3, 4)
+
+
+def test_a_list_of_layers_where_one_is_wanted() -> None:
+    @mlax.combinator
+    def untyped(x: Any, layer: Any) -> Any:
+        return layer(x)
+
+    with pytest.raises(TypeError, match=r"^untyped: expected layer to be a layer, .*\*layers"):
+        untyped([mlax.dense(3), mlax.dense(3)])

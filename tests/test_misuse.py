@@ -1,5 +1,7 @@
 """Mistakes that are easy to make: each error says what it got and the way out."""
 
+import operator
+import re
 from typing import Any
 
 import jax
@@ -340,17 +342,30 @@ def test_the_state_of_the_layer_within() -> None:
 
 
 def test_params_that_come_back_from_a_file() -> None:
-    model = mlax.series(a=mlax.dense(3), b=mlax.series(mlax.linear(2)))
+    model = mlax.series(a=mlax.layer_norm(), b=mlax.series(mlax.linear(2)))
     params, state = model.init(KEY, X)
     read: Any
     for read in (
-        {"a": params["a"]._asdict(), "b": params["b"]},
-        {"a": list(params["a"]), "b": params["b"]},
+        {"a": params["a"]._asdict(), "b": [{"kernel": params["b"][0].kernel}]},
+        {"a": params["a"]._asdict(), "b": {"0": {"kernel": params["b"][0].kernel}}},
+        {"a": list(params["a"]), "b": [[params["b"][0].kernel]]},
     ):
-        with pytest.raises(TypeError, match="^dense: expected params to be a DenseParams") as error:
+        wanted = "^layer_norm: expected params to be a NormParams"
+        with pytest.raises(TypeError, match=wanted) as error:
             model.apply(read, state, X)
-        assert "jax.tree.unflatten" in str(error.value)
-        assert notes(error) == ["in series > a > dense"]
-    for read in (params["a"]._asdict(), list(params["a"])):
+        assert notes(error) == ["in series > a > layer_norm"]
+        names = {"params": read, "mlax": mlax, "jax": jax, "layer": model, "rng": KEY, "x": X}
+        exec(re.sub("^.*rebuild them( by path)?: ", "", str(error.value)), names)  # as it is told
+        assert jax.tree.structure(names["params"]) == jax.tree.structure(params)
+        rebuilt = jax.tree.leaves(names["params"])
+        assert all(map(operator.is_, rebuilt, jax.tree.leaves(params)))
+    stack: AnyLayer = mlax.series(mlax.f(jnp.tanh), mlax.linear(3))
+    (_, linear), state = stack.init(KEY, X)
+    with pytest.raises(TypeError, match="^series: expected params to be a tuple .*, rebuild them"):
+        stack.apply({"0": {}, "1": {}}, state, X)
+    with pytest.raises(TypeError, match=r"^f: expected params .*\(\), .*; put \(\) in its place"):
+        stack.apply(([], linear), state, X)
+    dense, _ = mlax.dense(3).init(KEY, X)
+    for read in (dense._asdict(), list(dense)):
         with pytest.raises(TypeError, match=r"^dense: .*; .*\bDenseParams\(\*\*?params\)"):
             mlax.dense(3).apply(read, mlax.dense(3).init(KEY, X)[1], X)

@@ -587,6 +587,8 @@ def by_key(
                 return list(container)
             got = f"{len(container)} entries"
             raise ValueError(message(owner, name, wanted, got, way_out))
+    if name == "params" and isinstance(container, list | Mapping):
+        way_out = from_file(container)
     raise TypeError(message(owner, name, wanted, described(container), way_out))
 
 
@@ -604,22 +606,44 @@ def _container_type(value: Any) -> type | None:
     return Nothing if type(value) is tuple and not value else type(value)
 
 
-FROM_FILE = (
-    "if they were read from a file, rebuild them with jax.tree.unflatten(jax.tree.structure("
-    "layer.init(rng, x)[0]), jax.tree.leaves(params))"
-)
+def from_file(params: Any) -> str:
+    """Return how params whose containers are lists or dicts become those of the layer.
+
+    JAX sorts the entries of a dict by their keys, so that only those of lists are in order.
+    """
+    if _holds_dicts(params):
+        return (
+            "if they were read from a file, rebuild them by path: read = {}; mlax.map_with_path("
+            "lambda path, a: read.update({path.replace(\"'\", ''): a}), params); "
+            "params = mlax.map_with_path(lambda path, _: read[path.replace(\"'\", '')], "
+            "layer.init(rng, x)[0])"
+        )
+    return (
+        "if they were read from a file, rebuild them: params = jax.tree.unflatten("
+        "jax.tree.structure(layer.init(rng, x)[0]), jax.tree.leaves(params))"
+    )
+
+
+def _holds_dicts(tree: Any) -> bool:
+    if isinstance(tree, list | tuple):
+        return any(map(_holds_dicts, tree))
+    return isinstance(tree, Mapping)
 
 
 def _require_type(kind: str, name: str, value: Any, wanted: type | None) -> None:
     """Require the type of container that `init` made."""
     if wanted is Nothing:
         if type(value) is not tuple or value:
-            got = f"{len(value)} entries" if type(value) is tuple else described(value)
-            raise TypeError(message(kind, name, "()", got, ANOTHER_MODEL))
+            got, way_out = described(value), ANOTHER_MODEL
+            if type(value) is tuple:
+                got = f"{len(value)} entries"
+            elif isinstance(value, list | Mapping) and not value:
+                way_out = "put () in its place"
+            raise TypeError(message(kind, name, "()", got, way_out))
     elif wanted is not None and not isinstance(value, wanted):
         got, way_out = described(value), ANOTHER_MODEL
         if name == "params" and (isinstance(value, list | Mapping) or type(value) is tuple):
-            way_out = FROM_FILE
+            way_out = from_file(value)
         raise TypeError(message(kind, name, f"a {wanted.__name__}", got, way_out))
 
 

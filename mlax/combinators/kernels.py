@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mlax.arguments import described
-from mlax.combinators.child import Child, only_child_of
+from mlax.combinators.child import Child, from_file, only_child_of
 from mlax.errors import expected, message
 from mlax.layer import State
 from mlax.layers.conv import ConvConfig, kernel_axes
@@ -115,6 +115,17 @@ def _within(child: Child, kind: type[Any]) -> Within | None:
         params_type=found.plain.params_type, variables_type=found.plain.variables_type,
     )
     return Within(found.config, found.copies + isinstance(config, STACKED), plain)
+
+
+def require_containers(owner: str, params: Any, like: Any, kind: type[Any]) -> None:
+    """Require the containers of other params, with arrays, instances of `kind` or None in them."""
+
+    def structure(tree: Any) -> Any:
+        return jax.tree.structure(tree, is_leaf=lambda n: n is None or isinstance(n, kind))
+
+    if structure(params) != structure(like):
+        wanted = "of the same structure as those of the layer"
+        raise TypeError(message(owner, "params", wanted, described(params), from_file(params)))
 
 
 def not_around(owner: str, kind: str, state: Any) -> str:

@@ -20,7 +20,7 @@ from mlax import mesh
 from mlax.arguments import ANOTHER_MODEL, AnyLayer, Pattern, Positive, Size, described, read_layer
 from mlax.combinators import Call, Child, Made, Transform, init_only_child, transform
 from mlax.combinators.child import variables_of
-from mlax.combinators.kernels import kernels_of, not_around, within
+from mlax.combinators.kernels import kernels_of, not_around, require_containers, within
 from mlax.combinators.quantized import QuantizedConfig, QuantizedVariables
 from mlax.errors import message
 from mlax.initializers import Initializer, initialize, lecun_normal
@@ -87,6 +87,7 @@ class LoraConfig(NamedTuple):
         """
         layer, base, inner = _multiplied_out(self.layer, variables.base, variables.layer)
         kernel_of = kernels_of("lora", layer, copies)
+        require_containers("lora", params, base, Adapter)
         selected = require_selected("lora", base, self.where)
 
         def added(path: str, leaf: jax.Array, is_adapted: bool, adapter: Adapter | None) -> Any:

@@ -28,7 +28,7 @@ from mlax import mesh
 from mlax.arguments import AnyLayer, Pattern, Rule, described, read_dtype, read_layer
 from mlax.combinators import Call, Child, Made, Transform, init_only_child, transform
 from mlax.combinators.child import variables_of
-from mlax.combinators.kernels import kernels_of, not_around, within
+from mlax.combinators.kernels import kernels_of, not_around, require_containers, within
 from mlax.errors import message
 from mlax.layer import Key, Layer, State
 from mlax.pair import require_params_like, require_state_like
@@ -101,6 +101,7 @@ class QuantizedConfig(NamedTuple):
         products = jax.tree.map(
             lambda small: small.array, variables.weights, is_leaf=lambda n: isinstance(n, Quantized)
         )
+        require_containers("quantized", params, products, Quantized)
         return self.layer, combine(params, products), variables.layer
 
 

@@ -249,3 +249,13 @@ def test_a_block_reads_the_adapted_params() -> None:
             embedding, inner = mlax.merge_quantized(embedding, inner)
         wanted, _ = tied.apply({"embed": embedding, "head": own["head"]}, state, tokens)
         np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_adapters_and_other_params_that_come_back_from_a_file() -> None:
+    model: Any = mlax.series(mlax.dense(4), mlax.layer_norm())
+    for layer in (mlax.lora(model, "0.kernel", 2), mlax.quantized(model, "0.kernel")):
+        params, state = layer.init(KEY, X)
+        read = [{"kernel": params[0].kernel, "bias": params[0].bias}, params[1]]
+        wanted = r"^\w+: expected params to be of the same structure .*, got a list; .* by path: "
+        with pytest.raises(TypeError, match=wanted):
+            layer.apply(read, state, X)

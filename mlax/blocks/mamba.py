@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mlax import mesh
-from mlax.arguments import AnyLayer, Size
+from mlax.arguments import AnyLayer, Size, require_array
 from mlax.blocks.conv import depthwise_conv
 from mlax.combinators.block import Sublayers, block
 from mlax.combinators.carried import carried
@@ -77,6 +77,7 @@ def mamba_block(
     >>> params["ssm"].a_log.shape
     (3, 16, 16)
     """
+    require_array("mamba_block", x)
     if len(x.shape) != 2:
         wanted, way_out = "x (length, features)", "map a batch axis with mlax.batched or jax.vmap"
         raise ValueError(expected("mamba_block", wanted, f"shape {x.shape}", way_out))

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from mlax.arguments import AnyLayer, Number, Rate, Size
+from mlax.arguments import AnyLayer, Number, Rate, Size, require_array, require_rank
 from mlax.combinators.block import Sublayers, block
 from mlax.combinators.composed import composed
 from mlax.combinators.types import DictState
@@ -54,6 +54,7 @@ def mlp(
     >>> mlax.paths(params)[0], params["gate"].kernel.shape
     ('gate.kernel', (4, 8))
     """
+    require_rank("mlp", x, 1)
     hidden = dense(hidden_features, use_bias=use_bias)
     down = dense(x.shape[-1], use_bias=use_bias)
     layers = {"gate": hidden} if gated else {}
@@ -143,7 +144,9 @@ def transformer_block(
     if cross_attention is not None:
         layers |= {"cross_norm": norm, "cross_attention": cross_attention}
     layers |= {"mlp_norm": norm, "mlp": mlp}
-    ndim = len((x.x if isinstance(x, AttentionInputs) else x).shape)
+    array = x.x if isinstance(x, AttentionInputs) else x
+    require_array("transformer_block", array)
+    ndim = len(array.shape)
     if layer_scale is not None:
         start = jax.nn.initializers.constant(layer_scale)
         scale = scaler((0,) * (ndim - 1) + (-1,), start)

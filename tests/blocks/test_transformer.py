@@ -185,3 +185,15 @@ def test_the_state_of_another_block_raises_with_the_hyperparameter_and_both_valu
     ):
         with pytest.raises(ValueError, match=rf"^block: expected state\.config\.\S+\.{wanted}"):
             other.apply(params, state, X)
+
+
+def test_an_input_that_is_no_array_raises() -> None:
+    block: Any = mlax.transformer_block(mlax.attention(2), mlax.mlp(4))
+    layer: Any
+    for layer in (mlax.mlp(4), block, mlax.mamba_block()):
+        wrong: Any
+        for wrong in ((X, X), {"a": X}, None):
+            with pytest.raises(TypeError, match=r"^\w+: expected x to be an array, got "):
+                layer.init(KEY, wrong)
+    with pytest.raises(ValueError, match=r"^mlp: expected x with at least 1 axis, got shape \(\)"):
+        mlax.mlp(4).init(KEY, jnp.ones(()))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mlax.arguments import ANOTHER_MODEL, AnyLayer, Rule, described, read_layer, required_key
-from mlax.combinators.child import require_equal_shapes, shapes
+from mlax.combinators import require_equal_shapes, shapes
 from mlax.errors import expected, message
 from mlax.layer import AxisName, Key, State
 from mlax.pair import layer

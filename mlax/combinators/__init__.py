@@ -34,20 +34,22 @@ variables, x and y of `recompute(layer)` as they know those of the layer.
 # fmt: off
 from mlax.combinators.child import (
     Child, ChildKey, Made, add_path, apply_child, apply_keys, by_key, cast_floating, collected,
-    computing_in, copy_keys, has_path, init_child, init_copies, init_keys, init_only_child, joined,
-    making_copies, packed, require_copies, require_equal_shapes, shapes, split, stacked,
+    computing_in, copy_keys, from_file, has_path, init_child, init_copies, init_keys,
+    init_only_child, joined, kind_of, making_copies, only_child_of, packed, require_copies,
+    require_equal_shapes, shapes, split, stacked, variables_of,
 )
 from mlax.combinators.wiring import (
-    Around, Call, Combinator, Sublayer, Transform, Wired, WiredConfig, combinator, transform,
+    Around, Call, Combinator, Place, Sublayer, Transform, Wired, WiredConfig, combinator, places_of,
+    transform,
 )
 from mlax.taps import rejoined, separated, tapping
 
 __all__ = [
-    "Around", "Call", "Child", "ChildKey", "Combinator", "Made", "Sublayer", "Transform", "Wired",
-    "WiredConfig", "add_path", "apply_child", "apply_keys", "cast_floating", "collected",
-    "combinator", "computing_in", "copy_keys", "by_key", "has_path", "init_child", "init_copies",
-    "init_keys", "init_only_child", "joined", "making_copies", "packed", "rejoined",
-    "require_copies", "require_equal_shapes", "separated", "shapes", "split", "stacked", "tapping",
-    "transform",
+    "Around", "Call", "Child", "ChildKey", "Combinator", "Made", "Place", "Sublayer", "Transform",
+    "Wired", "WiredConfig", "add_path", "apply_child", "apply_keys", "cast_floating", "collected",
+    "combinator", "computing_in", "copy_keys", "by_key", "from_file", "has_path", "init_child",
+    "init_copies", "init_keys", "init_only_child", "joined", "kind_of", "making_copies",
+    "only_child_of", "packed", "places_of", "rejoined", "require_copies", "require_equal_shapes",
+    "separated", "shapes", "split", "stacked", "tapping", "transform", "variables_of",
 ]
 # fmt: on

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mlax.arguments import AnyLayer, read_function
+from mlax.combinators import Sublayer, Wired, WiredConfig, combinator
 from mlax.combinators.types import DictState
-from mlax.combinators.wiring import Sublayer, Wired, WiredConfig, combinator
 from mlax.equality import equal, hash_of
 from mlax.errors import expected
 from mlax.layer import Layer, State

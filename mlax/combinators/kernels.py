@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mlax.arguments import described
-from mlax.combinators.child import Child, from_file, only_child_of
+from mlax.combinators import Child, from_file, only_child_of
 from mlax.errors import expected, message
 from mlax.layer import State
 from mlax.layers.conv import ConvConfig, kernel_axes

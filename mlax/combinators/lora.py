@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 from mlax import mesh
 from mlax.arguments import ANOTHER_MODEL, AnyLayer, Pattern, Positive, Size, described, read_layer
-from mlax.combinators import Call, Child, Made, Transform, init_only_child, transform
-from mlax.combinators.child import variables_of
+from mlax.combinators import (
+    Call, Child, Made, Transform, init_only_child, transform, variables_of,
+)
 from mlax.combinators.kernels import kernels_of, not_around, require_containers, within
 from mlax.combinators.quantized import QuantizedConfig, QuantizedVariables
 from mlax.errors import message

@@ -26,8 +26,9 @@ from jax.typing import DTypeLike
 
 from mlax import mesh
 from mlax.arguments import AnyLayer, Pattern, Rule, described, read_dtype, read_layer
-from mlax.combinators import Call, Child, Made, Transform, init_only_child, transform
-from mlax.combinators.child import variables_of
+from mlax.combinators import (
+    Call, Child, Made, Transform, init_only_child, transform, variables_of,
+)
 from mlax.combinators.kernels import kernels_of, not_around, require_containers, within
 from mlax.errors import message
 from mlax.layer import Key, Layer, State

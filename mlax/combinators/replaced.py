@@ -3,10 +3,9 @@
 from typing import Annotated, Any
 
 from mlax.arguments import AnyLayer, Rule, described, read_layer
-from mlax.combinators.child import kind_of
+from mlax.combinators import Place, Transform, Wired, kind_of, places_of
 from mlax.combinators.composed import Composed, composed
 from mlax.combinators.tap import TapInit, tap
-from mlax.combinators.wiring import Place, Transform, Wired, places_of
 from mlax.errors import expected, message
 from mlax.layer import Layer
 from mlax.pair import BoundApply, BoundInit, HParams

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import mlax
-from mlax import Key, Layer
+from mlax import Key, Layer, combinators
 from mlax.combinators import Child, init_only_child, transform
 from mlax.types import Size
 
@@ -282,3 +283,10 @@ def test_a_list_of_layers_where_one_is_wanted() -> None:
 
     with pytest.raises(TypeError, match=r"^untyped: expected layer to be a layer, .*\*layers"):
         untyped([mlax.dense(3), mlax.dense(3)])
+
+
+def test_our_combinators_are_made_of_the_kit_alone() -> None:
+    for file in Path(combinators.__path__[0]).glob("*.py"):
+        if file.stem not in ("__init__", "child", "types", "wiring"):
+            text = file.read_text("utf-8")
+            assert "combinators.child" not in text and "combinators.wiring" not in text, file

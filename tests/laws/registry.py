@@ -1170,6 +1170,9 @@ CASES = (
         layer=mlax.carried(mlax.recurrent(mlax.gru_cell(3)), zeros_of_three),
         x=normal(3, 2),
     ),
+    Case(
+        name="carried-of-spies", layer=mlax.carried(spy(), half), x=normal(3), over_batch=True
+    ),
     Case(name="lru_cell", layer=mlax.lru_cell(3), x=(normal(2), (normal(3), normal(3)[::-1]))),
     Case(name="lru", layer=mlax.lru(3), x=(normal(4, 2), (normal(3), normal(3)[::-1]))),
     Case(
@@ -1290,6 +1293,7 @@ CASES = (
         x=normal(4),
         over_batch=True,
     ),
+    Case(name="moe-of-spies", layer=mlax.moe(spy(), 3), x=normal(5, 4), over_batch=True),
     Case(name="flatten", layer=mlax.flatten(), x=normal(2, 2, 2)),
     Case(name="global_avg_pool", layer=mlax.global_avg_pool(), x=normal(2, 3, 2)),
     Case(name="adaptive_avg_pool", layer=mlax.adaptive_avg_pool(2), x=normal(3, 2)),

@@ -187,6 +187,8 @@ def hash_of(value: Any) -> int:
         return hash(frozenset(value))
     if isinstance(value, float):  # otherwise each NaN would have its own hash
         return hash(struct.pack("d", value))
+    if getattr(getattr(type(value), "__dataclass_params__", None), "eq", False):
+        return hash(tuple(map(hash_of, _parts(value) or ())))  # fields may be functions
     try:
         return hash(value)
     except TypeError:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mlax
 from mlax.equality import equal, hash_of, source
 
 
@@ -198,9 +199,9 @@ def test_source(value: Any, text: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A dataclass with a number."""
+    """A dataclass with a number or a function."""
 
-    value: float
+    value: Any
 
 
 def attributed(value: int) -> Callable[[], None]:
@@ -235,7 +236,11 @@ def test_what_python_or_a_careless_look_finds_equal(one: Any, other: Any) -> Non
 
 
 def test_equal_values_of_these_kinds() -> None:
-    for make in (lambda: Option(1.5), lambda: slice(1, 2), lambda: {2, "a"}, lambda: attributed(3)):
+    makes: list[Callable[[], Any]] = [
+        lambda: Option(1.5), lambda: Option(times(2.0)), lambda: slice(1, 2), lambda: {2, "a"},
+        lambda: attributed(3), lambda: mlax.tap(mlax.f(jnp.tanh), lambda path, _: path == "a"),
+    ]
+    for make in makes:
         assert equal(make(), make())
         assert hash_of(make()) == hash_of(make())
 

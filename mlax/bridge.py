@@ -14,7 +14,7 @@ from mlax.combinators import making_copies
 from mlax.errors import message
 from mlax.layer import AxisName, Key, Layer, needs_rng
 from mlax.module import Module, Parameter
-from mlax.pair import ANOTHER_STATE, BoundApply, HParams, PairBase, require_equal
+from mlax.pair import ANOTHER_STATE, BoundApply, HParams, PairBase, pair_of, require_equal
 
 M = TypeVar("M", bound=Module)
 
@@ -175,13 +175,15 @@ class _LayerModule(Module):
         self.state: Parameter = Parameter(trainable=False)
 
     def setup(self, x: Any) -> None:
-        self.params.data, self.state.data = self.layer.init(self.rng, x)
+        made = self.layer.init(self.rng, x)
+        self.params.data, self.state.data = pair_of("as_module", "init", "(params, state)", made)
 
     def forward(
         self, x: Any, rng: Key | None, inference_mode: bool = False, batch_axis_name: AxisName = ()
     ) -> Any:
         apply, params, state = self.layer.apply, self.params.data, self.state.data
-        y, self.state.data = apply(params, state, x, rng, inference_mode, batch_axis_name)
+        result = apply(params, state, x, rng, inference_mode, batch_axis_name)
+        y, self.state.data = pair_of("as_module", "apply", "(y, state)", result)
         return y
 
 

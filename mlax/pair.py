@@ -201,7 +201,8 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
         @functools.wraps(self._init_function)
         def init(rng: Any = None, x: Any = _MISSING, *args: Any, **kwargs: Any) -> tuple[P, S]:
             require_both(self.__name__, x)
-            return self.make(rng, x, self.read(args, kwargs))
+            made = self.make(rng, x, self.read(args, kwargs))
+            return pair_of(self.__name__, "init", "(params, state)", made)
 
         init.__qualname__ = f"{self.__qualname__}.init"
         return init
@@ -225,12 +226,16 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
     def run(self, params: P, state: S, x: X_contra, *call: Any) -> tuple[Y_co, S]:
         """Return `(y, state)`, with a state that differs only in its values."""
         try:
-            y, after = self.unchecked_apply(params, state, x, *call)
+            result = self.unchecked_apply(params, state, x, *call)
+            y, after = pair_of(self.__name__, "apply", "(y, state)", result)
         except Exception as error:
             mesh.explain(self.__name__, error)
             raise
         if isinstance(state, State) and isinstance(after, State):
             require_like(self.__name__, state.variables, after.variables)
+        elif isinstance(state, State):
+            name, got = "the state that apply returns", arguments.described(after)
+            raise TypeError(message(self.__name__, name, "a State", got))
         else:
             require_like(self.__name__, state, after)
         return y, after
@@ -481,7 +486,8 @@ class BoundInit(_Bound):
     def __call__(self, rng: Any = None, x: Any = _MISSING) -> Any:
         """Return `(params, state)`: see `mlax.Init`."""
         require_both(self.__name__, x)
-        return self.pair.make(rng, x, self.hparams)
+        made = self.pair.make(rng, x, self.hparams)
+        return pair_of(self.__name__, "init", "(params, state)", made)
 
     def __repr__(self) -> str:
         """Return the call that makes the layer, on several lines if it does not fit on one."""
@@ -553,6 +559,15 @@ def _fixed(value: Any) -> Any:
 def bare(apply: Any) -> Any:
     """Return `apply` without its hyperparameters, as a state refers to it."""
     return getattr(apply, "bare", apply)
+
+
+def pair_of(owner: str, function: str, spelled: str, result: Any) -> tuple[Any, Any]:
+    """Return the result of a function of a layer, which must be a pair."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        got = f"{len(result)} entries" if isinstance(result, tuple) else arguments.described(result)
+        way_out = f"return {spelled.split(',')[0]}, ()) if there is no state"
+        raise TypeError(message(owner, f"what {function} returns", spelled, got, way_out))
+    return result
 
 
 def require_both(owner: str, x: object) -> None:

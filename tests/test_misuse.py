@@ -209,6 +209,24 @@ def test_a_forgotten_state() -> None:
     assert notes(apply) == ["in series[0] > init_nothing"]
 
 
+def test_a_forgotten_state_is_not_taken_from_an_array_of_two_rows() -> None:
+    @mlax.layer(apply_nothing)
+    def forgetful(rng: Key, x: Any) -> tuple[tuple[()], mlax.State[tuple[()], tuple[()]]]:
+        return (), mlax.State((), ())
+
+    rows = X[:2]
+    wanted = r": expected what apply returns to be \(y, state\), got an array of shape \(2, 3\)"
+    params, state = forgetful().init(KEY, rows)
+    for apply in (forgetful().apply, forgetful.apply):
+        with pytest.raises(TypeError, match=f"^forgetful{wanted}"):
+            apply(params, state, rows)
+    foreign: AnyLayer = Layer(init_nothing, apply_nothing)
+    with pytest.raises(TypeError, match=f"^tap{wanted}"):
+        mlax.tap(foreign).apply((), (), rows)
+    with pytest.raises(TypeError, match=f"^as_module{wanted}"):
+        mlax.as_module(foreign, KEY)(rows, None)
+
+
 def test_a_forgotten_state_of_init() -> None:
     def init(rng: Key, x: Any) -> Any:
         return jnp.ones(3)
@@ -218,6 +236,13 @@ def test_a_forgotten_state_of_init() -> None:
     with pytest.raises(TypeError, match=wanted) as error:
         model.init(KEY, X)
     assert notes(error) == ["in series[1] > init"]
+
+    @mlax.layer(apply_nothing)
+    def forgetful(rng: Key, x: Any) -> Any:
+        return jnp.ones(2)
+
+    with pytest.raises(TypeError, match="^forgetful: expected what init returns to be"):
+        forgetful().init(KEY, X)
 
 
 def test_a_state_that_is_no_longer_one() -> None:

@@ -30,7 +30,7 @@ from mlax.arguments import ANOTHER_MODEL, AnyLayer, described
 from mlax.equality import equal, source
 from mlax.errors import message
 from mlax.layer import AxisName, Key, State
-from mlax.pair import ANOTHER_STATE, BoundApply, BoundInit, bare, require_like
+from mlax.pair import ANOTHER_STATE, BoundApply, BoundInit, bare, pair_of, require_like
 from mlax.statistics import WARNS
 from mlax.taps import setting
 from mlax.tree import path_of
@@ -196,7 +196,7 @@ def init_child(owner: str, key: ChildKey, layer: AnyLayer, rng: Key, x: Any) -> 
         if make is not None:
             params, state, output = make(rng, x, init.hparams)
         else:
-            params, state = _pair_of(kind, "init", "(params, state)", init(rng, x))
+            params, state = pair_of(kind, "init", "(params, state)", init(rng, x))
         variables = variables_of(state)
         config = state.config if isinstance(state, State) else Foreign
         hash(config)
@@ -492,7 +492,7 @@ def apply_child(
             if constraints.are_set() and only_child_of(child.config) is None:
                 apply = constraints.gathering(apply)
             result = taps.marked(apply(params, state, x, *call))
-            y, state = _pair_of(kind, "apply", "(y, state)", result)
+            y, state = pair_of(kind, "apply", "(y, state)", result)
             y = constraints.output(y, getattr(child.config, "out_sharding", None))
         if isinstance(state, State) != (child.config is not Foreign):
             got = described(state)
@@ -516,15 +516,6 @@ def _scope(key: ChildKey, kind: str) -> contextlib.AbstractContextManager[Any]:
     if key is None:
         return contextlib.nullcontext()
     return jax.named_scope(f"{key} ({kind})")
-
-
-def _pair_of(kind: str, function: str, spelled: str, result: Any) -> tuple[Any, Any]:
-    """Return the result of a function of a layer, which must be a pair."""
-    if not isinstance(result, tuple) or len(result) != 2:
-        got = f"{len(result)} entries" if isinstance(result, tuple) else described(result)
-        way_out = f"return {spelled.replace('state)', '())')} if there is no state"
-        raise TypeError(message(kind, f"what {function} returns", spelled, got, way_out))
-    return result
 
 
 def stacked(shapes: Any, count: int) -> Any:

@@ -10,7 +10,7 @@ from mlax.arguments import AnyLayer, read_layer
 from mlax.combinators import separated, tapping
 from mlax.equality import source
 from mlax.layer import AxisName, Key, Layer, State
-from mlax.pair import bare
+from mlax.pair import bare, pair_of
 from mlax.tree import Where, predicate, read_where, require_match
 
 P = TypeVar("P")
@@ -67,7 +67,8 @@ class _TapApply:
             return wanted(path, None)
 
         with tapping(wants):
-            y, after = self.layer.apply(params, state, x, rng, inference_mode, batch_axis_name)
+            result = self.layer.apply(params, state, x, rng, inference_mode, batch_axis_name)
+            y, after = pair_of("tap", "apply", "(y, state)", result)
             values: dict[str, Any] = {}
             if isinstance(after, State):
                 variables, values = separated(after.variables, state.variables)

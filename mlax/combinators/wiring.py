@@ -18,7 +18,7 @@ from typing import (
 import jax
 from jax.extend.core import get_opaque_trace_state
 
-from mlax.arguments import AnyLayer, Rule, read_layer, require_key, saturated
+from mlax.arguments import AnyLayer, Rule, described, read_layer, require_key, saturated
 from mlax.combinators.child import (
     Child, ChildKey, Made, abstract_child, apply_child, apply_keys, collected, init_child,
     init_keys, is_traced, joined, kind_of, one_tracing, output_shapes, placeholders, remembered,
@@ -28,7 +28,7 @@ from mlax.equality import equal, source
 from mlax.errors import expected, message
 from mlax.layer import AxisName, Key, Layer, State
 from mlax.pair import (
-    ANOTHER_STATE, BoundApply, HParams, PairBase, config_of, require_equal, require_input,
+    ANOTHER_STATE, BoundApply, HParams, PairBase, config_of, pair_of, require_equal, require_input,
 )
 from mlax.taps import rejoined, separated
 
@@ -157,7 +157,8 @@ class Transform(Combinator[P, S, X_contra, Y_co]):
         ) -> tuple[Any, Any]:
             call = Call(self.__name__, rng, inference_mode, batch_axis_name)
             x = jax.tree.map(saturated, x)  # before a transformation of JAX sees it
-            y, variables = apply(call, state.config, params, state.variables, x)
+            result = apply(call, state.config, params, state.variables, x)
+            y, variables = pair_of(self.__name__, "apply", "(y, variables)", result)
             return y, State(variables, state.config)
 
         run.__doc__ = apply.__doc__
@@ -168,6 +169,9 @@ class Transform(Combinator[P, S, X_contra, Y_co]):
     ) -> tuple[P, S, Callable[[], Any]]:
         """Return params, state, and a function that returns the shapes of the output."""
         made: Any = PairBase.make(self, rng, x, hparams)
+        if not isinstance(made, Made):
+            wanted, got = "a Made, as init_child and the like return it", described(made)
+            raise TypeError(message(self.__name__, "what init returns", wanted, got))
         values = dict(self.bound(hparams).arguments)
         values.setdefault("ndims", tuple(len(leaf.shape) for leaf in jax.tree.leaves(shapes(x))))
         values.update((place.hparam, made.child) for place in places_of(tuple(values.items())))

@@ -290,3 +290,24 @@ def test_our_combinators_are_made_of_the_kit_alone() -> None:
         if file.stem not in ("__init__", "child", "types", "wiring"):
             text = file.read_text("utf-8")
             assert "combinators.child" not in text and "combinators.wiring" not in text, file
+
+
+def test_what_the_functions_of_a_transform_forget() -> None:
+    def forgetful(call: Any, config: RecomputeConfig, params: Any, variables: Any, x: Any) -> Any:
+        return call(config.layer, params, variables, x)[0]
+
+    @transform(forgetful, RecomputeConfig)
+    def outputs(rng: Key, x: Any, layer: AnyLayer) -> Any:
+        return init_only_child("outputs", layer, rng, x)
+
+    rows = jnp.ones((2, 3))
+    params, state = outputs(mlax.dense(3)).init(KEY, rows)
+    with pytest.raises(TypeError, match=r"^outputs: .* to be \(y, variables\), got an array"):
+        outputs(mlax.dense(3)).apply(params, state, rows)
+
+    @transform(apply_recompute, RecomputeConfig)
+    def unmade(rng: Key, x: Any, layer: AnyLayer) -> Any:
+        return layer.init(rng, x)
+
+    with pytest.raises(TypeError, match="^unmade: expected what init returns to be a Made"):
+        unmade(mlax.dense(3)).init(KEY, rows)

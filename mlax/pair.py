@@ -423,6 +423,7 @@ def stateless(apply: Any, config: Any = None, *, traced_once: bool = False) -> A
 
 _MISSING = object()
 _LINE_LENGTH = 88
+_MOST_CHARACTERS = 200
 
 
 def bind(
@@ -685,7 +686,8 @@ def _type_of(leaf: Any) -> Any:
 
 
 def _spelled(structure: Any) -> str:
-    return str(structure).removeprefix("PyTreeDef(").removesuffix(")")
+    text = str(structure).removeprefix("PyTreeDef(").removesuffix(")")
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
 
 
 def require_params(owner: str, params: Any, wanted: Any, config: Any) -> None:

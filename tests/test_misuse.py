@@ -227,6 +227,14 @@ def test_a_forgotten_state_is_not_taken_from_an_array_of_two_rows() -> None:
         mlax.as_module(foreign, KEY)(rows, None)
 
 
+def test_structures_in_errors_are_short() -> None:
+    layer = mlax.as_layer(lambda rng: mlax.nn.Series([mlax.nn.Dense(rng, 3) for _ in "abc"]))
+    params, _ = layer.init(KEY, X)
+    with pytest.raises(TypeError, match="^as_layer: expected the state that apply ") as error:
+        layer.apply(params, params, X)
+    assert len(str(error.value)) < 600
+
+
 def test_a_forgotten_state_of_init() -> None:
     def init(rng: Key, x: Any) -> Any:
         return jnp.ones(3)

@@ -17,7 +17,7 @@ from mlax import mesh
 from mlax.arguments import described, read_layer, read_size, require_integers, require_key
 from mlax.errors import expected, message
 from mlax.layer import Apply, Key, Layer, P, S
-from mlax.pair import require_params_like, require_state_like
+from mlax.pair import require_input, require_params_like, require_state_like
 from mlax.positions import signed
 from mlax.serialization import serializable
 from mlax.statistics import WARNS
@@ -48,6 +48,7 @@ def init_state(layer: Layer[P, S, Any, Any], params: P, x: Any, state: Any = Non
     (2, 16, 4)
     """
     read_layer("init_state", "layer", layer)
+    require_input("init_state", x)
     key = jax.random.key(0)
     own, _ = jax.eval_shape(layer.init, key, x)
     require_params_like("init_state", own, params)

@@ -28,7 +28,7 @@ from mlax.checkpoint import named
 from mlax.combinators.child import form, kind_of, shapes as shapes_of
 from mlax.errors import expected, message
 from mlax.layer import Layer, P, S
-from mlax.pair import require_like
+from mlax.pair import require_input, require_like
 from mlax.tree import nbytes, path_of
 
 
@@ -88,6 +88,7 @@ def export(
     (7, 4)
     """
     read_layer("export", "layer", layer)
+    require_input("export", x)
     around = jax.sharding.get_abstract_mesh()
     if around.size > 1:
         wanted, got = "no mesh to be set, as the program is for one device", f"{around.shape}"

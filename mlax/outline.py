@@ -11,6 +11,7 @@ from mlax.combinators.child import (
     Child, abstract_child, children_of, one_tracing, only_child_of, shapes,
 )
 from mlax.errors import message
+from mlax.pair import require_input
 from mlax.tree import spelled_key
 
 
@@ -40,6 +41,7 @@ def read_depth(owner: str, depth: int | None) -> None:
 def abstract_model(owner: str, layer: AnyLayer, x: Any) -> Model:
     """Return a model as its `init` would make it."""
     read_layer(owner, "layer", layer)
+    require_input(owner, x)
     key = jax.eval_shape(lambda: jax.random.key(0))
     x = shapes(x)
     with one_tracing():

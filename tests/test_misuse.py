@@ -2,6 +2,7 @@
 
 import operator
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -69,6 +70,16 @@ def test_no_key_for_init() -> None:
     missing: Any = None  # wrong on purpose
     with pytest.raises(TypeError, match="^linear: expected rng to be one PRNG key, got None; make"):
         mlax.linear(3).init(missing, X)
+
+
+def test_what_is_no_key_for_init_of_a_plan_and_of_adapters() -> None:
+    plan = mlax.sharding.plan(mlax.linear(3), X, "data", jax.make_mesh((1,), ("data",)))
+    wrong: Any
+    for wrong in (True, 0):
+        with pytest.raises(TypeError, match=f"^plan.init: expected rng .*, got {wrong}; "):
+            plan.init(wrong)
+        with pytest.raises(TypeError, match=f"^init_lora: expected rng .*, got {wrong}; "):
+            mlax.init_lora(mlax.lora(mlax.linear(3), "kernel", 1), wrong, X, (), ())
 
 
 @pytest.mark.parametrize("wrong", ["train", 1, None, "inference"])
@@ -184,12 +195,22 @@ def test_init_without_a_key(layer: Any) -> None:
 
 
 def test_init_with_a_shape() -> None:
+    layer: AnyLayer
+    wrong: Any
+    mesh = jax.sharding.AbstractMesh((1,), ("data",))
+    runs: tuple[Callable[[], Any], ...] = (
+        lambda: mlax.summary(layer, wrong), lambda: mlax.diagram(layer, wrong),
+        lambda: mlax.sharding.plan(layer, wrong, "data", mesh),
+        lambda: mlax.export(layer, (), (), wrong), lambda: mlax.init_state(layer, (), wrong),
+        lambda: mlax.init_lora(layer, KEY, wrong, (), ()),
+        lambda: mlax.init_quantized(layer, wrong, (), ()), lambda: layer.init(KEY, wrong),
+    )
     for layer in (mlax.linear(3), MODEL, mlax.repeat(mlax.linear(3), 2)):
-        wrong: Any
         for wrong in ((-1, 784), [1, 784]):
             wanted = r"^\w+: expected x to be an example.*; pass jax.ShapeDtypeStruct\(\(1, 784\)"
-            with pytest.raises(TypeError, match=wanted):
-                layer.init(KEY, wrong)
+            for run in runs:
+                with pytest.raises(TypeError, match=wanted):
+                    run()
 
 
 # What a user's function returns.

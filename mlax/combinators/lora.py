@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from mlax import mesh
-from mlax.arguments import ANOTHER_MODEL, AnyLayer, Pattern, Positive, Size, described, read_layer
+from mlax.arguments import (
+    ANOTHER_MODEL, AnyLayer, Pattern, Positive, Size, described, read_layer, require_key,
+)
 from mlax.combinators import (
     Call, Child, Made, Transform, init_only_child, transform, variables_of,
 )
@@ -26,7 +28,7 @@ from mlax.combinators.quantized import QuantizedConfig, QuantizedVariables
 from mlax.errors import message
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Layer, State
-from mlax.pair import require_params_like, require_state_like
+from mlax.pair import require_input, require_params_like, require_state_like
 from mlax.serialization import serializable
 from mlax.tree import Where, map_with_path, require_selected
 
@@ -237,6 +239,8 @@ def init_lora(
         ValueError: the params have other shapes.
     """
     read_layer("init_lora", "layer", layer)
+    require_key("init_lora", rng)
+    require_input("init_lora", x)
     _, own = jax.eval_shape(layer.init, rng, x)
     found = within(own, LoraConfig, LoraVariables)
     if found is None:

@@ -32,7 +32,7 @@ from mlax.combinators import (
 from mlax.combinators.kernels import kernels_of, not_around, require_containers, within
 from mlax.errors import message
 from mlax.layer import Key, Layer, State
-from mlax.pair import require_params_like, require_state_like
+from mlax.pair import require_input, require_params_like, require_state_like
 from mlax.serialization import serializable
 from mlax.statistics import wide_dtype
 from mlax.tree import Where, combine, map_with_path, require_selected
@@ -239,6 +239,7 @@ def init_quantized(
         ValueError: the params have other shapes.
     """
     read_layer("init_quantized", "layer", layer)
+    require_input("init_quantized", x)
     others, own = jax.eval_shape(layer.init, jax.random.key(0), x)
     found = within(own, QuantizedConfig, QuantizedVariables)
     if found is None:

@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mlax import constraints
-from mlax.arguments import described, read_layer
+from mlax.arguments import described, read_layer, require_key
 from mlax.combinators.child import only_child_of, shapes as shapes_of
 from mlax.constraints import Constraints
 from mlax.errors import message
@@ -29,6 +29,7 @@ from mlax.initializers import DRAWS_AT_ONCE
 from mlax.layer import AxisName, Key, Layer, P, S
 from mlax.mesh import names_in
 from mlax.outline import Model, abstract_model, layers_by_path
+from mlax.pair import require_input
 from mlax.sharding import table
 from mlax.sharding.leaves import leaves_of
 from mlax.sharding.rules import (
@@ -123,6 +124,7 @@ class Plan(Generic[P, S, X, Y]):
         if isinstance(self.mesh, AbstractMesh):
             way_out = "plan with jax.make_mesh"
             raise ValueError(message("plan.init", "mesh", "one of devices", "no devices", way_out))
+        require_key("plan.init", rng)
         made: tuple[P, S] = self._make(rng)
         return made
 
@@ -278,6 +280,7 @@ def plan(
       sum                         1.97M
     """
     read_layer("plan", "layer", layer)
+    require_input("plan", x)
     if not isinstance(mesh, Mesh | AbstractMesh):
         raise TypeError(message("plan", "mesh", "a Mesh or an AbstractMesh", described(mesh)))
     if len(set(mesh.axis_types)) > 1:

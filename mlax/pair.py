@@ -615,8 +615,9 @@ def require_equal(owner: str, name: str, own: Any, kept: Any) -> None:
     """Require that a hyperparameter in the config of a state equals that of the layer."""
     if not equal(own, kept):
         keywords, others = getattr(own, "keywords", {}), getattr(kept, "keywords", {})
-        for keyword in [keyword for keyword in keywords if keyword in others]:  # of partials
-            require_equal(owner, f"{name}.{keyword}", keywords[keyword], others[keyword])
+        if isinstance(keywords, dict) and isinstance(others, dict):  # those of partials
+            for keyword in [keyword for keyword in keywords if keyword in others]:
+                require_equal(owner, f"{name}.{keyword}", keywords[keyword], others[keyword])
         where = f"state.config.{name}" if name else "state.config"
         wanted, got = f"{source(own)}, as in this layer", source(kept)
         if got == source(own):

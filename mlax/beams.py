@@ -15,6 +15,7 @@ from mlax.arguments import read_number, read_size
 from mlax.decoding import read_prompt, read_stops, require_caches, require_numbers
 from mlax.errors import message
 from mlax.layer import Apply, P, S
+from mlax.pair import pair_of
 from mlax.serialization import serializable
 
 
@@ -102,7 +103,8 @@ def _search(
 ) -> Beams:
     def run(state: Any, tokens: jax.Array) -> tuple[jax.Array, Any]:
         """Return the log probabilities of the next token."""
-        logits, state = apply(params, state, tokens, inference_mode=True)
+        result = apply(params, state, tokens, inference_mode=True)
+        logits, state = pair_of("beam_search", "apply", "(y, state)", result)
         return jax.nn.log_softmax(logits[-1].astype(jnp.float32)), state
 
     def extended(carry: _Carry, logs: jax.Array, i: Any) -> _Carry:

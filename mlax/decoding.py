@@ -17,7 +17,7 @@ from mlax import mesh
 from mlax.arguments import described, read_layer, read_size, require_integers, require_key
 from mlax.errors import expected, message
 from mlax.layer import Apply, Key, Layer, P, S
-from mlax.pair import require_input, require_params_like, require_state_like
+from mlax.pair import pair_of, require_input, require_params_like, require_state_like
 from mlax.positions import signed
 from mlax.serialization import serializable
 from mlax.statistics import WARNS
@@ -288,11 +288,12 @@ def _generate(
 
     def run(state: Any, x: Any) -> Any:
         try:
-            logits, state = apply(params, state, x, inference_mode=True)
+            result = apply(params, state, x, inference_mode=True)
         except Exception as error:
             if lengths is not None:
                 error.add_note("generate: with lengths, apply takes pairs (tokens, positions)")
             raise
+        logits, state = pair_of("generate", "apply", "(y, state)", result)
         if getattr(logits, "shape", ())[:-1] != (x if lengths is None else x[0]).shape:
             wanted = "an array of logits (..., length, vocabulary)"
             raise TypeError(message("generate", "the output", wanted, described(logits)))

@@ -393,3 +393,16 @@ def test_tokens_are_of_a_dtype_that_holds_the_vocabulary(dtype: Any) -> None:
 def test_what_is_no_number_or_has_no_use_is_refused(more: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         mlax.generate(decoder.apply, made()[0], fresh(), PROMPT, 2, KEY, **more)
+
+
+def test_an_apply_that_forgets_the_state_says_so() -> None:
+    params, state = decoder.init(KEY, PROMPT[0])
+
+    def forgetful(*_: Any, **__: Any) -> Any:
+        return jnp.ones((2, VOCABULARY))
+
+    wanted = r": expected what apply returns to be \(y, state\), got "
+    with pytest.raises(TypeError, match=f"^generate{wanted}"):
+        mlax.generate(forgetful, params, state, PROMPT[0], 2, temperature=0)
+    with pytest.raises(TypeError, match=f"^beam_search{wanted}"):
+        mlax.beam_search(forgetful, params, state, PROMPT[0], 2, 2)

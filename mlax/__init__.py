@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from mlax.summaries import summary
     from mlax.tree import combine, count, freeze, map_with_path, mask, nbytes, partition, paths
 else:
-    # Imported at the first use, so that a program only waits for what it uses.
+    # Imported at the first use, so that a program only waits for what it uses. A star is the name.
     _LATER = {
         "mlax.arguments": "Rule",
         "mlax.beams": "beam_search",
@@ -82,6 +82,10 @@ else:
         "mlax.bridge": "as_layer as_module",
         "mlax.checkpoint": "load save",
         "mlax.combinators": "Sublayer combinator",
+        "mlax.combinators.*": (
+            "batched bidirectional block branch carried cast composed ensemble frozen parallel "
+            "pipeline recurrent remat repeat replaced residual series stochastic_depth switch tap"
+        ),
         "mlax.combinators.join": "add concatenate multiply",
         "mlax.combinators.lora": "init_lora lora merge_lora",
         "mlax.combinators.moe": "MoeInputs moe",
@@ -91,6 +95,10 @@ else:
         "mlax.exporting": "export",
         "mlax.diagrams": "diagram",
         "mlax.interop": "from_linen from_stax to_stax",
+        "mlax.layers.*": (
+            "bias conv dense dropout embed linear parameter position_embedding relative_bias "
+            "scaler z_norm"
+        ),
         "mlax.layers.attention": "AttentionInputs attention",
         "mlax.layers.cells": "gru_cell lstm_cell rnn_cell",
         "mlax.layers.f": "f f_rng",
@@ -106,18 +114,7 @@ else:
         "mlax.summaries": "summary",
         "mlax.tree": "combine count freeze map_with_path mask nbytes partition paths",
     }
-    _HOMES = {name: path for path, names in _LATER.items() for name in names.split()}
-    for _name in (
-        "batched bidirectional block branch carried cast composed ensemble frozen parallel "
-        "pipeline recurrent remat repeat replaced residual series stochastic_depth switch tap"
-    ).split():
-        _HOMES[_name] = f"mlax.combinators.{_name}"
-    for _name in (
-        "bias conv dense dropout embed linear parameter position_embedding relative_bias scaler "
-        "z_norm"
-    ).split():
-        _HOMES[_name] = f"mlax.layers.{_name}"
-
+    _HOMES = {n: path.replace("*", n) for path, names in _LATER.items() for n in names.split()}
     _MODULES = "functional models nn positions sharding testing typed types weights".split()
 
     def __getattr__(name):

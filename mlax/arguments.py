@@ -1,7 +1,7 @@
 """Arguments: which values a hyperparameter accepts, and one wording for the errors.
 
 The annotation of a hyperparameter says which values it accepts: `out_features: Size`,
-`padding: Padding`. Each of these types is an `Annotated` with a `Rule`, a function that raises or
+`padding: Padding`, a `Literal`. Most are an `Annotated` with a `Rule`, a function that raises or
 returns the value in its plain form; `mlax.layer` and `mlax.stateless` apply the rules when a layer
 is made, before there is any input. The functions `require_*` check what depends on the input.
 Every message reads
@@ -14,6 +14,7 @@ and nothing here reads a value from the device.
 import collections.abc
 import contextlib
 import functools
+import inspect
 import math
 import operator
 import types
@@ -71,8 +72,17 @@ class Rule(NamedTuple):
         return f"Rule({source(self.read)})"
 
 
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of a function or class, as far as they can be resolved."""
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):  # names that only a type checker or a local scope knows
+        hints = inspect.get_annotations(function)
+        return {name: hint for name, hint in hints.items() if not isinstance(hint, str)}
+
+
 def rule_of(hint: Any) -> Reader | None:
-    """Return the rule for an annotation: `Annotated`, `bool`, or a type of functions or layers.
+    """Return the rule for an annotation: `Annotated`, `Literal`, `bool`, functions or layers.
 
     `X | None` has the rule of X and accepts None. Returns None if there is no rule.
     """
@@ -84,6 +94,8 @@ def rule_of(hint: Any) -> Reader | None:
         if len(rules) != 1 or types.NoneType not in typing.get_args(hint):
             return None
         return lambda owner, name, value: None if value is None else rules[0](owner, name, value)
+    if typing.get_origin(hint) is Literal:
+        return functools.partial(read_literal, hint)
     if hint is bool:
         return read_bool
     kind = typing.get_origin(hint) or hint
@@ -178,6 +190,18 @@ def read_bool(owner: str, name: str, value: Any) -> bool:
     return bool(value)
 
 
+def read_literal(hint: Any, owner: str, name: str, value: Any) -> Any:
+    """Require one of the values that a `Literal` lists."""
+    choices = typing.get_args(hint)
+    for choice in choices:
+        is_alike = isinstance(value, bool) == isinstance(choice, bool)  # True is 1
+        if is_alike and isinstance(value, type(choice)) and value == choice:
+            return choice
+    *others, last = [f'"{one}"' if isinstance(one, str) else repr(one) for one in choices]
+    wanted = f"{', '.join(others)} or {last}" if others else last
+    raise ValueError(message(owner, name, wanted, _shown(value)))
+
+
 def read_function(owner: str, name: str, value: Any) -> Any:
     """Require a callable that is not a layer."""
     if isinstance(value, Layer) or not callable(value):
@@ -212,6 +236,14 @@ def read_dtype(owner: str, name: str, value: Any) -> np.dtype[Any]:
             dtype: np.dtype[Any] = jnp.dtype(value)
             return dtype
     raise TypeError(message(owner, name, "a dtype", _shown(value)))
+
+
+def read_real_dtype(owner: str, name: str, value: Any) -> np.dtype[Any]:
+    """Require a real floating dtype: integers would cut numbers off."""
+    dtype = read_dtype(owner, name, value)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(message(owner, name, "a real floating dtype", dtype.name))
+    return dtype
 
 
 def read_precision(owner: str, name: str, value: Any) -> Any:
@@ -358,6 +390,8 @@ Precision: TypeAlias = Annotated[lax.PrecisionLike, Rule(read_precision)]
 """Precision of a product: a precision of `jax.lax`, its name, or a pair, one for each factor."""
 DType: TypeAlias = Annotated[DTypeLike, Rule(read_dtype)]
 """The dtype of an array."""
+RealDType: TypeAlias = Annotated[DTypeLike, Rule(read_real_dtype)]
+"""A real floating dtype."""
 Sharding: TypeAlias = Annotated[PartitionSpec, Rule(read_sharding)]
 """The mesh axes that each axis of an array is sharded over."""
 AnyLayer: TypeAlias = Layer[Any, Any, Any, Any]
@@ -567,7 +601,7 @@ def require_output(owner: str, x: jax.Array, y: jax.Array) -> None:
         raise ValueError(expected(owner, "a window that fits into x", got, way_out))
 
 
-def require_pair(owner: str, name: str, value: Any, spelled: str) -> tuple[Any, Any]:
+def read_pair(owner: str, name: str, value: Any, spelled: str) -> tuple[Any, Any]:
     """Return the two entries of a pair."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         got = f"{len(value)} entries" if isinstance(value, tuple | list) else described(value)

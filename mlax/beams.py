@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from mlax.arguments import read_number, read_size
+from mlax.belonging import pair_of
 from mlax.decoding import read_prompt, read_stops, require_caches, require_numbers
 from mlax.errors import message
 from mlax.layer import Apply, P, S
-from mlax.pair import pair_of
 from mlax.serialization import serializable
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from jax.core import Tracer
 
 from mlax.arguments import AnyLayer, Rule, described, read_layer, require_key
+from mlax.belonging import ANOTHER_STATE, pair_of, require_equal
 from mlax.combinators import making_copies
 from mlax.errors import message
 from mlax.layer import AxisName, Key, Layer, needs_rng
 from mlax.module import Module, Parameter
-from mlax.pair import ANOTHER_STATE, BoundApply, HParams, PairBase, pair_of, require_equal
+from mlax.pair import BoundApply, HParams, PairBase
 
 M = TypeVar("M", bound=Module)
 

@@ -38,9 +38,7 @@ _CONSTRAINTS: ContextVar[Constraints | None] = ContextVar("constraints", default
 _NOTHING = contextlib.nullcontext()
 
 
-def constraining(
-    constraints: Constraints | None,
-) -> contextlib.AbstractContextManager[None]:
+def constraining(constraints: Constraints | None) -> contextlib.AbstractContextManager[None]:
     """Run a model under these constraints."""
     return setting(_CONSTRAINTS, constraints)
 

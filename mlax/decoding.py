@@ -15,9 +15,10 @@ from jax.core import Tracer
 
 from mlax import mesh
 from mlax.arguments import described, read_layer, read_size, require_integers, require_key
+from mlax.belonging import pair_of, require_params_like, require_state_like
 from mlax.errors import expected, message
 from mlax.layer import Apply, Key, Layer, P, S
-from mlax.pair import pair_of, require_input, require_params_like, require_state_like
+from mlax.pair import require_input
 from mlax.positions import signed
 from mlax.serialization import serializable
 from mlax.statistics import WARNS
@@ -244,16 +245,14 @@ def _read_lengths(lengths: Any, prompt: jax.Array) -> jax.Array:
 
 def _require_first_position(state: Any, first_position: Any) -> None:
     """Require the first position of prompts if the state is not new."""
-    counts = [leaf for path, leaf in jax.tree.leaves_with_path(state) if _is_count(path[-1])]
-    goes_on = any(not isinstance(n, Tracer) and np.any(np.asarray(n)) for n in counts)
+    goes_on = any(
+        not isinstance(leaf, Tracer) and np.any(np.asarray(leaf))
+        for path, leaf in jax.tree.leaves_with_path(state)
+        if getattr(path[-1], "name", None) == "length"  # of a cache
+    )
     if goes_on and isinstance(first_position, int) and first_position == 0:
         what, got = "first_position with lengths and a state that is not new", "0"
         raise ValueError(expected("generate", what, got, "pass the length so far, or a new state"))
-
-
-def _is_count(key: Any) -> bool:
-    """Return whether a leaf counts the tokens in a cache."""
-    return getattr(key, "name", None) == "length"
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "steps", "top_k", "stops"))

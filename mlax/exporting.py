@@ -23,12 +23,14 @@ from jax.experimental import checkify
 from jax.export import Exported
 from jax.extend.core import Jaxpr
 
-from mlax.arguments import described, is_sequence, read_layer
-from mlax.checkpoint import named
-from mlax.combinators.child import form, kind_of, shapes as shapes_of
+from mlax.arguments import described, is_sequence, read_layer, read_literal
+from mlax.belonging import require_like
+from mlax.checkpoint.leaves import named
+from mlax.combinators.child import form, kind_of
+from mlax.combinators.making import shapes as shapes_of
 from mlax.errors import expected, message
 from mlax.layer import Layer, P, S
-from mlax.pair import require_input, require_like
+from mlax.pair import require_input
 from mlax.tree import nbytes, path_of
 
 
@@ -95,8 +97,7 @@ def export(
         way_out = "call it outside jax.set_mesh, with params from jax.device_get"
         raise ValueError(expected("export", wanted, got, way_out))
     _require_platforms(platforms)
-    if weights not in ("inside", "beside"):
-        raise ValueError(message("export", "weights", '"inside" or "beside"', repr(weights)))
+    read_literal(Literal["inside", "beside"], "export", "weights", weights)
     if shapes is not None or constraints:
         x = _symbolic(x, shapes, constraints)
     x = jax.tree.map(_unplaced, shapes_of(x))

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mlax.arguments import ANOTHER_MODEL, AnyLayer, Rule, described, read_layer, required_key
-from mlax.combinators import require_equal_shapes, shapes
+from mlax.combinators.child import require_equal_shapes
+from mlax.combinators.making import shapes
 from mlax.errors import expected, message
 from mlax.layer import AxisName, Key, State
 from mlax.pair import layer
@@ -60,11 +61,9 @@ def _require_arrays(owner: str, params: Any) -> None:
         raise TypeError(message(owner, "params", "arrays", "None", ANOTHER_MODEL))
 
 
-def _stax_needs_rng(*_: Any, needs_rng: bool = False, **__: Any) -> bool:
-    return needs_rng
-
-
-@layer(_apply_stax, config=FromStaxConfig, needs_rng=_stax_needs_rng)
+@layer(
+    _apply_stax, config=FromStaxConfig, needs_rng=lambda *_, needs_rng=False, **__: needs_rng
+)
 def from_stax(
     rng: Key, x: Any, stax_layer: Annotated[StaxLayer, Rule(_read_stax)], *,
     inference: Annotated[StaxLayer, Rule(_read_stax)] | None = None, needs_rng: bool = False,
@@ -216,11 +215,7 @@ def _read_module(owner: str, name: str, value: Any) -> Any:
     return value
 
 
-def _linen_needs_rng(*_: Any, rngs: tuple[str, ...] = (), **__: Any) -> bool:
-    return bool(rngs)
-
-
-@layer(_apply_linen, config=FromLinenConfig, needs_rng=_linen_needs_rng)
+@layer(_apply_linen, config=FromLinenConfig, needs_rng=lambda *_, rngs=(), **__: bool(rngs))
 def from_linen(
     rng: Key, x: Any, module: Annotated[Any, Rule(_read_module)], *, mutable: Names = (),
     rngs: Names = (), training: Keywords = (), inference: Keywords = (),

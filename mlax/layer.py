@@ -32,6 +32,7 @@ Key: TypeAlias = jax.Array
 AxisName: TypeAlias = Hashable | tuple[Hashable, ...]
 """The name of a mapped axis, or a tuple of such names; `()` for no axis."""
 
+# Of params, state, variables, config, x and y, here and in other modules.
 P = TypeVar("P")
 S = TypeVar("S")
 P_co = TypeVar("P_co", covariant=True)
@@ -41,7 +42,9 @@ V = TypeVar("V")
 V_co = TypeVar("V_co", covariant=True)
 C = TypeVar("C", bound=Hashable)
 C_co = TypeVar("C_co", bound=Hashable, covariant=True)
+X = TypeVar("X")
 X_contra = TypeVar("X_contra", contravariant=True)
+Y = TypeVar("Y")
 Y_co = TypeVar("Y_co", covariant=True)
 
 

@@ -5,29 +5,18 @@ associative, so the steps may be grouped in any way: in parallel, as suits accel
 one step after the other is several times as fast.
 """
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from mlax import arguments, mesh
-from mlax.arguments import Rule
+from mlax.arguments import read_literal
 from mlax.errors import message
 from mlax.statistics import wide_dtype
 
-
-def read_implementation(owner: str, name: str, value: Any) -> Any:
-    """Require "associative", "sequential" or None."""
-    if value not in ("associative", "sequential", None):
-        wanted = '"associative", "sequential" or None'
-        raise ValueError(message(owner, name, wanted, repr(value)))
-    return value
-
-
-Implementation: TypeAlias = Annotated[
-    Literal["associative", "sequential"] | None, Rule(read_implementation)
-]
+Implementation: TypeAlias = Literal["associative", "sequential", None]
 """How to run a linear recurrence: see `mlax.functional.linear_recurrence`."""
 
 
@@ -61,7 +50,7 @@ def linear_recurrence(
     >>> linear_recurrence(jnp.array(0.5), jnp.array([1.0, 0, 2]), jnp.array(4.0))
     Array([3.  , 1.5 , 2.75], dtype=float32)
     """
-    read_implementation("linear_recurrence", "implementation", implementation)
+    read_literal(Implementation, "linear_recurrence", "implementation", implementation)
     x, decay = _fitting(decay, x, h)
     wide = wide_dtype(x.dtype)
     steps = jnp.broadcast_to(decay.astype(wide), x.shape), x.astype(wide)

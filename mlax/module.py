@@ -288,8 +288,8 @@ class Module(Node):
     ) -> Self:
         """Return a copy in which the leaf parameters that `f(path, parameter)` rejects are empty.
 
-        With `inverse`, those that it accepts are empty instead. The path is a tuple of key entries, as
-        `jax.tree_util.tree_map_with_path` gives them.
+        With `inverse`, those that it accepts are empty instead. The path is a tuple of key
+        entries, as `jax.tree_util.tree_map_with_path` gives them.
 
         Raises:
             AttributeError: the module is not initialized.

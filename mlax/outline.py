@@ -1,18 +1,15 @@
-"""A model as shapes and dtypes, its layers by path, and how tables spell them."""
+"""A model as shapes and dtypes, and how tables spell them."""
 
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 
 from mlax.arguments import AnyLayer, read_integer, read_layer
-from mlax.combinators.child import (
-    Child, abstract_child, children_of, one_tracing, only_child_of, shapes,
-)
+from mlax.combinators.child import Child
+from mlax.combinators.making import abstract_child, one_tracing, shapes
 from mlax.errors import message
 from mlax.pair import require_input
-from mlax.tree import spelled_key
 
 
 class Model(NamedTuple):
@@ -32,7 +29,7 @@ class Model(NamedTuple):
     """Its output in training."""
 
 
-def read_depth(owner: str, depth: int | None) -> None:
+def require_depth(owner: str, depth: int | None) -> None:
     """Require a number of levels, or None."""
     if depth is not None and read_integer(owner, "depth", depth, "at least 0") < 0:
         raise ValueError(message(owner, "depth", "at least 0", depth))
@@ -47,19 +44,6 @@ def abstract_model(owner: str, layer: AnyLayer, x: Any) -> Model:
     with one_tracing():
         made = abstract_child(owner, None, layer, key, x)
     return Model(made.params, made.variables, made.child, x, key, made.output())
-
-
-def layers_by_path(
-    child: Child, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], tuple[Child, ...]]]:
-    """Yield the layers in a layer by path, each with the only children inside it."""
-    chain: tuple[Child, ...] = (child,)
-    while (inner := only_child_of(chain[-1].config)) is not None:
-        chain += (inner,)
-    yield path, chain
-    for one in children_of(chain[-1].config):
-        assert one.key is not None  # only children have no key
-        yield from layers_by_path(one, (*path, spelled_key(one.key)))
 
 
 # Tables.

@@ -8,7 +8,7 @@
 All numbers are little-endian, and offsets count from the end of the header. `TensorFile` reads a
 file, and trusts nothing in its header before checking it against the size of the file. `replacing`
 writes one so that at any time its path leads to the old file or to the whole new one.
-This module knows names and bytes; mlax/checkpoint.py knows what they mean.
+This module knows names and bytes; mlax/checkpoint/ knows what they mean.
 
 Source: the format of https://github.com/huggingface/safetensors.
 """

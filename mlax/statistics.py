@@ -146,9 +146,7 @@ def standardized(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _standardized(
-    x: jax.Array, epsilon: float, axes: tuple[int, ...], centred: bool
-) -> jax.Array:
+def _standardized(x: jax.Array, epsilon: float, axes: tuple[int, ...], centred: bool) -> jax.Array:
     return _normal_and_factor(x, epsilon, axes, centred)[0]
 
 

@@ -15,10 +15,11 @@ from jax.sharding import AbstractMesh, Mesh
 
 from mlax import taps
 from mlax.arguments import AnyLayer, described
-from mlax.combinators.child import apply_child, has_path, shapes, variables_of
+from mlax.combinators.child import apply_child, has_path, layers_by_path, variables_of
+from mlax.combinators.making import shapes
 from mlax.costs import Flops, by_scope
 from mlax.errors import expected, message
-from mlax.outline import abstract_model, cut, layers_by_path, read_depth, short, spelled
+from mlax.outline import abstract_model, cut, require_depth, short, spelled
 from mlax.sharding.planning import plan
 from mlax.sharding.rules import REST_IS_WHOLE, Rules
 from mlax.sharding.table import bytes_on_device
@@ -107,7 +108,7 @@ def summary(
       1 f                    f32[5,8]                  0      0      0      0      0
       2 dense                f32[5,2]                 18     72      0    160    320
     """
-    read_depth("summary", depth)
+    require_depth("summary", depth)
     if not isinstance(mesh, Mesh | AbstractMesh | None):
         raise TypeError(message("summary", "mesh", "a mesh, or None", described(mesh)))
     if rules and mesh is None:
@@ -120,9 +121,7 @@ def summary(
 
     def run(params: Any, x: Any, variables: Any, rng: Any) -> Any:
         with taps.tapping(places.__contains__, has_scopes=True), taps.setting(WARNS, False):
-            y, after = apply_child(
-                "summary", made.child, params, variables, x, rng, inference_mode
-            )
+            y, after = apply_child("summary", made.child, params, variables, x, rng, inference_mode)
             values = {"": y, **taps.separated(after, variables)[1]}
         outputs.update(jax.tree.map(_shape, values))
         return y

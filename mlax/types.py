@@ -75,9 +75,7 @@ from mlax.layers.position_embedding import (
 )
 from mlax.layers.relative_bias import RelativeBiasConfig
 from mlax.layers.scaler import ScalerConfig, ScalerParams
-from mlax.layers.selective_ssm import (
-    SelectiveSsmCellConfig, SelectiveSsmConfig, SelectiveSsmParams,
-)
+from mlax.layers.selective_ssm import SelectiveSsmCellConfig, SelectiveSsmConfig, SelectiveSsmParams
 from mlax.layers.z_norm import ZNormConfig, ZNormVariables
 from mlax.linear_recurrence import Implementation
 from mlax.pair import Pair

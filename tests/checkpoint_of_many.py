@@ -49,7 +49,7 @@ def main(folder: Path, port: str, process: int) -> None:
 
 def fail(path: Path, max_bytes: int | None, tree: dict[str, Any], process: int) -> None:
     """Have a step fail in one process, then give the processes different trees."""
-    steps = ["checkpoint.replacing", "checkpoint.write_part", "safetensors.sync"]
+    steps = ["checkpoint.saving.replacing", "checkpoint.saving.write_part", "safetensors.sync"]
     for failing, step in [(0, steps[0]), (0, steps[1]), (1, steps[1]), (0, steps[2])]:
         with contextlib.ExitStack() as stack:
             text = rf"to write .*{path.parent.name}.*, got an error in \[{failing}\]"

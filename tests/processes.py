@@ -217,7 +217,7 @@ def killed_while_writing() -> Iterator[None]:
             fail(signal.SIGKILL)
         write_part(*args)
 
-    with mock.patch("mlax.checkpoint.write_part", write_some):
+    with mock.patch("mlax.checkpoint.saving.write_part", write_some):
         yield
 
 

@@ -22,7 +22,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import mlax
-import mlax.checkpoint
+import mlax.checkpoint.saving
 from mlax import nn
 from mlax.fingerprint import changes, fingerprint
 from mlax.safetensors import TensorFile, write_part
@@ -456,7 +456,7 @@ def test_each_number_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         written.append(part.shape)
         write_part(file, tensor, index, part)
 
-    monkeypatch.setattr(mlax.checkpoint, "write_part", watched)
+    monkeypatch.setattr(mlax.checkpoint.saving, "write_part", watched)
     mesh = jax.make_mesh((4, 2), ("x", "y"))
     mlax.save(tmp_path / "a", jax.device_put(np.ones((16, 32)), on(mesh, None, "y")))
     assert written == [(16, 16)] * 2

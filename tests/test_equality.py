@@ -311,10 +311,11 @@ def test_a_closure_counts_as_it_was() -> None:
 
 
 def test_what_a_function_refers_to_is_not_kept_alive() -> None:
-    config = Config()
-    function = first_seen(lambda: config)
-    config.rate = function  # a circle, as of a model that holds a function of itself
-    gone = weakref.ref(config)
-    del config, function
+    def made() -> weakref.ref[Config]:
+        config = Config()
+        config.rate = first_seen(lambda: config)  # a circle, as of a model with its own function
+        return weakref.ref(config)
+
+    gone = made()
     gc.collect()
     assert gone() is None

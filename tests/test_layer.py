@@ -308,10 +308,13 @@ def test_a_model_of_a_loop_has_the_numbers_of_its_turn() -> None:
         np.testing.assert_array_equal(static(model), X * factor)
         np.testing.assert_array_equal(jax.jit(model.apply)(*model.init(KEY, X), X)[0], X * factor)
 
-        def apply(params: Any, state: Any, x: Any, rng: Any = None, *_: Any) -> Any:
+        def apply(
+            params: Any, state: Any, x: jax.Array, rng: Key | None = None,
+            inference_mode: bool = False, batch_axis_name: AxisName = (),
+        ) -> tuple[jax.Array, Any]:
             return x * factor, state
 
-        own = mlax.series(mlax.Layer(lambda rng, x: ((), ()), apply))
+        own: AnyLayer = mlax.series(mlax.Layer(lambda rng, x: ((), ()), apply))
         np.testing.assert_array_equal(static(own), X * factor)
 
 

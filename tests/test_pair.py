@@ -6,7 +6,7 @@ import inspect
 import pickle
 import pydoc
 import re
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -251,6 +251,25 @@ def read_power(owner: str, name: str, value: Any) -> int:
 
 
 Power = Annotated[int, mlax.Rule(read_power)]
+
+
+def test_a_literal_is_a_rule() -> None:
+    def apply(params: tuple[()], config: Any, x: jax.Array) -> jax.Array:
+        return x
+
+    @mlax.stateless(apply)
+    def kept(
+        rng: Key, x: Any, how: Literal["up", "down", None] = None, times: Literal[0, 1] = 1
+    ) -> tuple[()]:
+        """A user's own pair."""
+        return ()
+
+    kept("up", times=0), kept(None)
+    for wrong in ("Up", 0, False):
+        with pytest.raises(ValueError, match='kept: expected how to be "up", "down" or None, got'):
+            kept(wrong)  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(ValueError, match="kept: expected times to be 0 or 1, got True"):
+        kept(times=True)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @mlax.layer(apply_gain, config=GainConfig, needs_rng=lambda power=1: power > 5)

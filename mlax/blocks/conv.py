@@ -3,33 +3,31 @@
 x, kernel and y are laid out as in `mlax.conv`, and there is no bias.
 """
 
-from typing import Annotated, Any
+import functools
+from typing import Annotated, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from mlax import arguments
-from mlax.arguments import DType, Padding, Precision, Rule, Sharding, Size, Sizes
+from mlax.arguments import DType, Padding, Precision, Rule, Sharding, Size, Sizes, read_padding
 from mlax.combinators.composed import composed
 from mlax.combinators.series import series
 from mlax.combinators.types import DictState
-from mlax.errors import message
 from mlax.initializers import Initializer, lecun_normal
 from mlax.layer import Layer, Shaped, State
 from mlax.layers.conv import ConvFormat, ConvPadding, ConvParams, conv
 
-
-def _read_transposed_padding(owner: str, name: str, value: Any) -> Any:
-    if isinstance(value, str) and value.upper() not in ("VALID", "SAME"):
-        raise ValueError(message(owner, name, "VALID, SAME, or integers", repr(value)))
-    return arguments.read_padding(owner, name, value)
+TransposedPadding: TypeAlias = Annotated[
+    Padding, Rule(functools.partial(read_padding, names=("VALID", "SAME")))
+]
+"""The name of a padding, an integer, or an integer or a pair for each spatial axis."""
 
 
 @composed()
 def conv_transpose(
     x: Shaped, out_channels: Size, *,
-    filter_shape: Sizes, strides: Sizes = 1,
-    padding: Annotated[Padding, Rule(_read_transposed_padding)] = "VALID",
+    filter_shape: Sizes, strides: Sizes = 1, padding: TransposedPadding = "VALID",
     filter_dilation: Sizes | None = None, data_format: ConvFormat = "channel_last",
     precision: Precision = None, accum_dtype: DType | None = None,
     kernel_initializer: Initializer = lecun_normal, dtype: DType = jnp.float32,

@@ -33,15 +33,18 @@ variables, x and y of `recompute(layer)` as they know those of the layer.
 
 # fmt: off
 from mlax.combinators.child import (
-    Child, ChildKey, Made, add_path, apply_child, apply_keys, by_key, cast_floating, collected,
-    computing_in, copy_keys, from_file, has_path, init_child, init_copies, init_keys,
-    init_only_child, joined, kind_of, making_copies, only_child_of, packed, require_copies,
-    require_equal_shapes, shapes, split, stacked, variables_of,
+    Child, ChildKey, Made, add_path, apply_child, apply_keys, by_key, collected, copy_keys,
+    from_file, has_path, joined, kind_of, only_child_of, packed, require_copies,
+    require_equal_shapes, split, stacked, variables_of,
 )
-from mlax.combinators.wiring import (
-    Around, Call, Combinator, Place, Sublayer, Transform, Wired, WiredConfig, combinator, places_of,
-    transform,
+from mlax.combinators.making import (
+    cast_floating, computing_in, init_child, init_copies, init_keys, init_only_child,
+    making_copies, shapes,
 )
+from mlax.combinators.transforms import (
+    Around, Call, Combinator, Place, Transform, places_of, transform,
+)
+from mlax.combinators.wiring import Sublayer, Wired, WiredConfig, combinator
 from mlax.taps import rejoined, separated, tapping
 
 __all__ = [

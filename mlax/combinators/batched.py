@@ -4,13 +4,13 @@ params are those of the layer, and so are variables, unless each example has its
 """
 
 from collections.abc import Hashable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mlax import mesh
-from mlax.arguments import AnyLayer, Rule, leading_length, require_ndims
+from mlax.arguments import AnyLayer, leading_length, require_ndims
 from mlax.combinators import (
     Around, Call, Child, Made, has_path, init_only_child, rejoined, separated, shapes, stacked,
     transform,
@@ -85,17 +85,10 @@ def apply(
     return y, rejoined(variables, values)
 
 
-def _read_state_axis(owner: str, name: str, value: Any) -> int | None:
-    if value is not None and (isinstance(value, bool) or value != 0):
-        raise ValueError(message(owner, name, "None or 0", repr(value)))
-    return None if value is None else 0
-
-
 @transform(apply, BatchedConfig, Around)
 def batched(
     rng: Key, x: Any, layer: AnyLayer, *,
-    axis_name: Hashable = "batch",
-    state_axis: Annotated[Literal[0] | None, Rule(_read_state_axis)] = None,
+    axis_name: Hashable = "batch", state_axis: Literal[None, 0] = None,
 ) -> Made:
     """A layer for one example, mapped over a batch: every array in x and y gets a leading axis.
 

@@ -9,15 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from mlax import mesh
-from mlax.arguments import read_layer, require_pair
+from mlax.arguments import read_layer, read_pair
 from mlax.combinators.block import Sublayers, block
 from mlax.combinators.recurrent import recurrent
 from mlax.combinators.types import DictState
 from mlax.errors import message
 from mlax.layer import Layer
+from mlax.layer import X, Y
 
-X = TypeVar("X")
-Y = TypeVar("Y")
 H1 = TypeVar("H1")
 H2 = TypeVar("H2")
 
@@ -65,9 +64,9 @@ def bidirectional(
 
 
 def _bidirectional(sub: Sublayers, x: Any) -> Any:
-    xs, carries = require_pair("bidirectional", "x", x, "(xs, (h_forward, h_backward))")
+    xs, carries = read_pair("bidirectional", "x", x, "(xs, (h_forward, h_backward))")
     carries = (None, None) if carries is None else carries
-    of_both = require_pair("bidirectional", "x[1]", carries, "(h_forward, h_backward)")
+    of_both = read_pair("bidirectional", "x[1]", carries, "(h_forward, h_backward)")
     (forward, h_forward), (backward, h_backward) = (
         sub.forward((xs, of_both[0])),
         sub.backward((xs, of_both[1])),

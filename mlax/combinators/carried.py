@@ -3,26 +3,21 @@
 params are those of the layer; so are variables, together with the carry if the layer decodes.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 
-from mlax.arguments import AnyLayer, require_ndims, require_pair
+from mlax.arguments import AnyLayer, read_pair, require_ndims
 from mlax.combinators import (
     Call, Child, Made, Transform, init_only_child, require_equal_shapes, shapes, transform,
 )
 from mlax.decoding import require_inference
 from mlax.layer import Key, Layer, State
+from mlax.layer import C, P, S, V, X, Y
 from mlax.serialization import serializable
 
-P = TypeVar("P")
-S = TypeVar("S")
-V = TypeVar("V")
-C = TypeVar("C", bound=Hashable)
-X = TypeVar("X")
-Y = TypeVar("Y")
 H = TypeVar("H")
 
 Start: TypeAlias = Callable[[Any], Any]
@@ -85,10 +80,10 @@ def apply(
     if not config.decodes:
         start = None if config.start is None else config.start(x)
         result, variables = call(config.layer, params, variables, (x, start))
-        return require_pair("carried", "the output of the layer", result, "(y, h)")[0], variables
+        return read_pair("carried", "the output of the layer", result, "(y, h)")[0], variables
     require_inference("carried", call.inference_mode, "decodes")
     result, after = call(config.layer, params, variables.layer, (x, variables.carry))
-    y, carry = require_pair("carried", "the output of the layer", result, "(y, h)")
+    y, carry = read_pair("carried", "the output of the layer", result, "(y, h)")
     return y, CarriedVariables(carry, after)
 
 
@@ -127,7 +122,7 @@ def carried(
     """
     carry = None if start is None else jax.eval_shape(start, shapes(x))
     made = init_only_child("carried", layer, rng, (shapes(x), carry))
-    y, after = require_pair("carried", "the output of the layer", made.output(), "(y, h)")
+    y, after = read_pair("carried", "the output of the layer", made.output(), "(y, h)")
     if start is not None:
         require_equal_shapes("carried", carry, after, "the next carry", error=TypeError)
     made = made._replace(output=lambda: y)

@@ -3,17 +3,15 @@
 params and variables are those of the layer.
 """
 
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mlax.arguments import AnyLayer, Rule, read_dtype
+from mlax.arguments import AnyLayer, RealDType
 from mlax.combinators import (
     Around, Call, Child, Made, cast_floating, computing_in, init_only_child, shapes, transform,
 )
-from mlax.errors import message
 from mlax.layer import Key
 
 
@@ -32,17 +30,6 @@ class CastConfig(NamedTuple):
         return self.layer, cast_floating(params, self.compute_dtype), variables
 
 
-def _read_floating(owner: str, name: str, value: Any) -> Any:
-    dtype = read_dtype(owner, name, value)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(message(owner, name, "a floating dtype", dtype.name))
-    return dtype
-
-
-Floating: TypeAlias = Annotated[DTypeLike, Rule(_read_floating)]
-"""A floating dtype."""
-
-
 def apply(call: Call, config: CastConfig, params: Any, variables: Any, x: Any) -> tuple[Any, Any]:
     """Return the output of the layer: see `mlax.cast`."""
     x = cast_floating(x, config.compute_dtype)
@@ -53,8 +40,8 @@ def apply(call: Call, config: CastConfig, params: Any, variables: Any, x: Any) -
 @transform(apply, CastConfig, Around)
 def cast(
     rng: Key, x: Any, layer: AnyLayer, *,
-    params_dtype: Floating | None = None, compute_dtype: Floating | None = None,
-    output_dtype: Floating | None = None,
+    params_dtype: RealDType | None = None, compute_dtype: RealDType | None = None,
+    output_dtype: RealDType | None = None,
 ) -> Made:
     """A mixed-precision policy around a layer. Only floating arrays are cast.
 

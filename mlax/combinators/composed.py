@@ -4,26 +4,23 @@
 variables of that layer.
 """
 
+import functools
 import inspect
-from collections.abc import Callable, Hashable
-from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload
+from collections.abc import Callable
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, overload
 
 import jax
 import numpy as np
 
 from mlax.arguments import AnyLayer, read_layer
+from mlax.belonging import config_of, require_equal
 from mlax.combinators import Child, apply_child, init_child
 from mlax.errors import message
 from mlax.layer import AxisName, Key, Layer, State
-from mlax.pair import BoundApply, HParams, Pair, config_of, require_equal
+from mlax.layer import C, P, S, V, X, Y
+from mlax.pair import BoundApply, HParams, Pair
 
 H = ParamSpec("H")
-P = TypeVar("P")
-S = TypeVar("S")
-V = TypeVar("V")
-C = TypeVar("C", bound=Hashable)
-X = TypeVar("X")
-Y = TypeVar("Y")
 
 
 class ComposedConfig(NamedTuple):
@@ -58,17 +55,14 @@ class Composed(Pair[H, P, State[V, ComposedConfig], X, Y], Generic[H, P, V, X, Y
         """Make a pair from a function of x and hyperparameters that returns a layer."""
         name = function.__name__
 
+        @functools.wraps(function)  # also to resolve annotations
         def init(rng: Key, x: Any, /, *args: Any, **kwargs: Any) -> Any:
             return init_child(name, None, self._layer(x, *args, **kwargs), rng, x)
 
         signature = inspect.signature(function)
         rng = inspect.Parameter("rng", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Key)
         parameters = [rng, *signature.parameters.values()]
-        for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
-            setattr(init, attribute, getattr(function, attribute))
-        setattr(init, "__wrapped__", function)  # to resolve annotations
         setattr(init, "__signature__", signature.replace(parameters=parameters))
-        init.__annotations__ = function.__annotations__
         self._function = function
         super().__init__(init, apply, ComposedConfig, needs_rng)
 

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlax.arguments import described
+from mlax.arguments import AnyLayer, described
+from mlax.belonging import layer_name
 from mlax.combinators import Child, from_file, only_child_of
+from mlax.combinators.owners import STACKED, owner_of, owners_of
 from mlax.errors import expected, message
 from mlax.layer import State
 from mlax.layers.conv import ConvConfig, kernel_axes
-from mlax.owners import STACKED, owner_of, owners_of
-from mlax.pair import layer_name
 
 
 class Kernel(NamedTuple):
@@ -90,15 +90,25 @@ class Within(NamedTuple):
     """The whole layer, with the combinator replaced by the layer inside it."""
 
 
-def within(state: Any, config: type[Any], variables: type[Any]) -> Within | None:
-    """Find the combinator in a state whose config and variables have these types.
+def within(
+    owner: str, kind: str, state: Any, config: type[Any], variables: type[Any],
+    layer: AnyLayer | None = None,
+) -> Within:
+    """Return the combinator with a config and variables of these types that a state is of.
 
-    Combinators of one layer may surround it. None if the state is that of another layer.
+    There may be combinators of one layer around it. If there is none, the error is about the state
+    or, where the layer that made the state is given, about that.
     """
-    if not isinstance(state, State) or not isinstance(state.variables, variables):
-        return None
-    whole = Child(None, "", lambda *_: ((), ()), False, state.config, None, None)
-    return _within(whole, config)
+    if isinstance(state, State) and isinstance(state.variables, variables):
+        whole = Child(None, "", lambda *_: ((), ()), False, state.config, None, None)
+        found = _within(whole, config)
+        if found is not None:
+            return found
+    if layer is not None:
+        raise TypeError(message(owner, "layer", f"one made by {kind}", described(layer)))
+    got = f"that of {layer_name(state.config)}" if isinstance(state, State) else described(state)
+    way_out = f"put {kind} around the whole model, or take the state of that layer out of this one"
+    raise TypeError(message(owner, "state", f"that of {kind}", got, way_out))
 
 
 def _within(child: Child, kind: type[Any]) -> Within | None:
@@ -126,12 +136,3 @@ def require_containers(owner: str, params: Any, like: Any, kind: type[Any]) -> N
     if structure(params) != structure(like):
         wanted = "of the same structure as those of the layer"
         raise TypeError(message(owner, "params", wanted, described(params), from_file(params)))
-
-
-def not_around(owner: str, kind: str, state: Any) -> str:
-    """Return the error for a state in which `within` finds nothing."""
-    got = described(state)
-    if isinstance(state, State):
-        got = f"that of {layer_name(state.config)}"
-    way_out = f"put {kind} around the whole model, or take the state of that layer out of this one"
-    return message(owner, "state", f"that of {kind}", got, way_out)

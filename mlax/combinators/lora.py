@@ -11,7 +11,7 @@ is trained has a gradient and optimizer state.
 """
 
 import math
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +20,19 @@ from mlax import mesh
 from mlax.arguments import (
     ANOTHER_MODEL, AnyLayer, Pattern, Positive, Size, described, read_layer, require_key,
 )
+from mlax.belonging import require_params_like, require_state_like
 from mlax.combinators import (
     Call, Child, Made, Transform, init_only_child, transform, variables_of,
 )
-from mlax.combinators.kernels import kernels_of, not_around, require_containers, within
+from mlax.combinators.kernels import kernels_of, require_containers, within
 from mlax.combinators.quantized import QuantizedConfig, QuantizedVariables
 from mlax.errors import message
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Layer, State
-from mlax.pair import require_input, require_params_like, require_state_like
+from mlax.layer import S, X, Y
+from mlax.pair import require_input
 from mlax.serialization import serializable
 from mlax.tree import Where, map_with_path, require_selected
-
-S = TypeVar("S")
-X = TypeVar("X")
-Y = TypeVar("Y")
 
 
 @serializable
@@ -242,10 +240,7 @@ def init_lora(
     require_key("init_lora", rng)
     require_input("init_lora", x)
     _, own = jax.eval_shape(layer.init, rng, x)
-    found = within(own, LoraConfig, LoraVariables)
-    if found is None:
-        got = described(layer)
-        raise TypeError(message("init_lora", "layer", "one made by mlax.lora", got))
+    found = within("init_lora", "mlax.lora", own, LoraConfig, LoraVariables, layer)
     require_params_like("init_lora", own.variables.base, params)
     require_state_like("init_lora", found.plain.state(own.variables.layer), state)
     adapters = jax.jit(lambda rng: layer.init(rng, x)[0])(rng)
@@ -265,13 +260,10 @@ def merge_lora(params: Any, state: Any) -> tuple[Any, Any]:
         TypeError: the state is not one of `mlax.lora`.
         ValueError: the adapters have other shapes.
     """
-    found = within(state, LoraConfig, LoraVariables)
-    if found is None:
-        raise TypeError(not_around("merge_lora", "mlax.lora", state))
+    found = within("merge_lora", "mlax.lora", state, LoraConfig, LoraVariables)
     layer, merged, variables = found.config.view(params, state.variables, found.copies)
     plain = found.plain.state(state.variables.layer)
     if layer is not found.config.layer:
-        inner = within(plain, QuantizedConfig, QuantizedVariables)
-        assert inner is not None  # `lora` is around `quantized`
-        plain = inner.plain.state(variables)
+        types = QuantizedConfig, QuantizedVariables
+        plain = within("merge_lora", "mlax.quantized", plain, *types).plain.state(variables)
     return merged, plain

@@ -15,7 +15,7 @@ Sources: Shazeer et al., "Outrageously large neural networks", 2017; Lepikhin et
 import functools
 import math
 from fractions import Fraction
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +25,17 @@ from jax.typing import DTypeLike
 
 from mlax import arguments, constraints, mesh
 from mlax.arguments import ANOTHER_MODEL, AnyLayer, DType, Rule, Size, described
+from mlax.belonging import require_params
 from mlax.combinators import (
     Call, Child, Made, Transform, copy_keys, init_copies, init_keys, require_copies, transform,
 )
 from mlax.errors import message
 from mlax.initializers import Initializer, initialize, lecun_normal
-from mlax.layer import Key, Layer, State
+from mlax.layer import Key, Layer, P, State
 from mlax.layers.linear import LinearParams, matmul
-from mlax.pair import HParams, require_params
+from mlax.pair import HParams
 from mlax.serialization import serializable
 from mlax.statistics import wide_dtype
-
-P = TypeVar("P")
 
 
 def _read_capacity_factor(owner: str, name: str, value: Any) -> float:
@@ -49,15 +48,9 @@ def _read_capacity_factor(owner: str, name: str, value: Any) -> float:
     return factor
 
 
-def _read_dispatch(owner: str, name: str, value: Any) -> str:
-    if value not in ("sorted", "einsum"):
-        raise ValueError(message(owner, name, '"sorted" or "einsum"', repr(value)))
-    return str(value)
-
-
 CapacityFactor: TypeAlias = Annotated[float, Rule(_read_capacity_factor)]
 """A positive number."""
-Dispatch: TypeAlias = Annotated[Literal["sorted", "einsum"], Rule(_read_dispatch)]
+Dispatch: TypeAlias = Literal["sorted", "einsum"]
 """How tokens get to their experts and back."""
 
 
@@ -121,7 +114,7 @@ class Moe(Transform[Any, State[Any, MoeConfig], jax.Array | MoeInputs, Routed]):
 
     def __call__(
         self, expert: Layer[P, Any, jax.Array, jax.Array], num_experts: int, top_k: int = 2, *,
-        capacity_factor: float | None = 1.25, dispatch: Literal["sorted", "einsum"] = "sorted",
+        capacity_factor: float | None = 1.25, dispatch: Dispatch = "sorted",
         normalize: bool | None = None, kernel_initializer: Initializer = lecun_normal,
         dtype: DType = jnp.float32,
     ) -> Layer[MoeParams[P], State[Any, MoeConfig], jax.Array | MoeInputs, Routed]:

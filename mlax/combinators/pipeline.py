@@ -16,8 +16,8 @@ Source: Huang et al., "GPipe: efficient training of giant neural networks using 
 parallelism", 2019.
 """
 
-from collections.abc import Callable, Hashable
-from typing import Annotated, Any, NamedTuple, TypeVar, overload
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +33,9 @@ from mlax.combinators import (
 from mlax.combinators.repeat import Policy, RepeatConfig, in_series
 from mlax.errors import expected, message
 from mlax.layer import Key, Layer, State
+from mlax.layer import C, P, S, V, X
 from mlax.statistics import WARNS
 from mlax.taps import setting
-
-P = TypeVar("P")
-S = TypeVar("S")
-V = TypeVar("V")
-C = TypeVar("C", bound=Hashable)
-X = TypeVar("X")
 
 
 class PipelineConfig(NamedTuple):

@@ -17,7 +17,7 @@ Weights in 8 bits can't be trained, so they are variables; params are the other 
 
 import dataclasses
 import functools
-from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,20 +26,18 @@ from jax.typing import DTypeLike
 
 from mlax import mesh
 from mlax.arguments import AnyLayer, Pattern, Rule, described, read_dtype, read_layer
+from mlax.belonging import require_params_like, require_state_like
 from mlax.combinators import (
     Call, Child, Made, Transform, init_only_child, transform, variables_of,
 )
-from mlax.combinators.kernels import kernels_of, not_around, require_containers, within
+from mlax.combinators.kernels import kernels_of, require_containers, within
 from mlax.errors import message
 from mlax.layer import Key, Layer, State
-from mlax.pair import require_input, require_params_like, require_state_like
+from mlax.layer import S, X, Y
+from mlax.pair import require_input
 from mlax.serialization import serializable
 from mlax.statistics import wide_dtype
-from mlax.tree import Where, combine, map_with_path, require_selected
-
-S = TypeVar("S")
-X = TypeVar("X")
-Y = TypeVar("Y")
+from mlax.tree import Where, combine, map_with_path, partition, require_selected
 
 _MOST = {jnp.dtype(jnp.int8): 127, jnp.dtype(jnp.float8_e4m3fn): 448}
 """The largest value used, for each dtype."""
@@ -122,12 +120,8 @@ def is_weight(path: str, leaf: Any) -> bool:
 def _chosen(config: QuantizedConfig, params: Any) -> tuple[Any, Any]:
     """Return the params to quantize and the others, each with None in place of the rest."""
     way_out = "the arrays of mlax.lora and mlax.quantized are variables: put mlax.lora around this"
-    is_chosen = require_selected("quantized", params, config.where, way_out)
-    chosen, others = (
-        jax.tree.map(lambda leaf, one: leaf if one is wanted else None, params, is_chosen)
-        for wanted in (True, False)
-    )
-    return chosen, others
+    require_selected("quantized", params, config.where, way_out)
+    return partition(params, config.where)
 
 
 def _weights(config: QuantizedConfig, chosen: Any, copies: int = 0) -> Any:
@@ -241,11 +235,8 @@ def init_quantized(
     read_layer("init_quantized", "layer", layer)
     require_input("init_quantized", x)
     others, own = jax.eval_shape(layer.init, jax.random.key(0), x)
-    found = within(own, QuantizedConfig, QuantizedVariables)
-    if found is None:
-        got = described(layer)
-        raise TypeError(message("init_quantized", "layer", "one made by mlax.quantized", got))
-    config, copies, plain = found
+    types = QuantizedConfig, QuantizedVariables
+    config, copies, plain = within("init_quantized", "mlax.quantized", own, *types, layer)
     full, variables = jax.eval_shape(lambda *held: config.view(*held)[1:], others, own.variables)
     require_params_like("init_quantized", full, params)
     require_state_like("init_quantized", plain.state(variables), state)
@@ -263,8 +254,7 @@ def merge_quantized(params: Any, state: Any) -> tuple[Any, Any]:
     Raises:
         TypeError: the state is not one of `mlax.quantized`.
     """
-    found = within(state, QuantizedConfig, QuantizedVariables)
-    if found is None:
-        raise TypeError(not_around("merge_quantized", "mlax.quantized", state))
+    types = QuantizedConfig, QuantizedVariables
+    found = within("merge_quantized", "mlax.quantized", state, *types)
     _, merged, variables = found.config.view(params, state.variables)
     return merged, found.plain.state(variables)

@@ -3,7 +3,6 @@
 params and variables are those of the cell.
 """
 
-from collections.abc import Hashable
 from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
@@ -11,20 +10,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from mlax import mesh
-from mlax.arguments import AnyLayer, Unroll, leading_length, require_pair
+from mlax.arguments import AnyLayer, Unroll, leading_length, read_pair
 from mlax.combinators import (
     Call, Child, Made, Transform, init_only_child, rejoined, require_equal_shapes, separated,
     shapes, stacked, transform,
 )
 from mlax.errors import message
 from mlax.layer import Key, Layer, State
+from mlax.layer import C, P, S, V, X, Y
 
-P = TypeVar("P")
-S = TypeVar("S")
-V = TypeVar("V")
-C = TypeVar("C", bound=Hashable)
-X = TypeVar("X")
-Y = TypeVar("Y")
 H = TypeVar("H")
 
 
@@ -61,7 +55,7 @@ def apply(
 ) -> tuple[tuple[Any, Any], Any]:
     """Return the outputs of all steps and the last carry: see `mlax.recurrent`."""
     cell, reverse, unroll = config
-    xs, h = require_pair("recurrent", "x", x, "(xs, h)")
+    xs, h = read_pair("recurrent", "x", x, "(xs, h)")
     length = leading_length("recurrent", "xs", xs, "time")
     is_one = unroll == 1 and unroll is not True or unroll is False
     if not is_one and type(length) is not int:  # symbolic, in jax.export
@@ -77,7 +71,7 @@ def apply(
         key = None if rng is None else jax.random.fold_in(rng, index)
         result, after = call(cell, params, variables, (x, h), key)
         after, values = separated(after, variables)
-        y, h = require_pair("recurrent", "the output of the cell", result, "(y, h)")
+        y, h = read_pair("recurrent", "the output of the cell", result, "(y, h)")
         return (h, after), (y, values)
 
     if h is None:
@@ -122,12 +116,12 @@ def recurrent(
     >>> ys
     Array([0., 1., 3., 6.], dtype=float32)
     """
-    xs, h = shapes(require_pair("recurrent", "x", x, "(xs, h)"))
+    xs, h = shapes(read_pair("recurrent", "x", x, "(xs, h)"))
     length = leading_length("recurrent", "xs", xs, "time")
     first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
     made = init_only_child("recurrent", cell, rng, (first, h))
     spelled = "the output of the cell"
-    y, carry = require_pair("recurrent", spelled, made.output(), "(y, h)")
+    y, carry = read_pair("recurrent", spelled, made.output(), "(y, h)")
     if h is not None:
         require_equal_shapes("recurrent", h, carry, "the next carry", error=TypeError)
     return made._replace(output=lambda: (stacked(y, length), carry))

@@ -3,8 +3,8 @@
 params and variables are those of the layer, each array with a leading axis of n copies.
 """
 
-from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, TypeVar, overload
+from collections.abc import Callable
+from typing import Any, NamedTuple, overload
 
 import jax
 from jax import lax
@@ -16,12 +16,7 @@ from mlax.combinators import (
     shapes, transform,
 )
 from mlax.layer import Key, Layer, State
-
-P = TypeVar("P")
-S = TypeVar("S")
-V = TypeVar("V")
-C = TypeVar("C", bound=Hashable)
-X = TypeVar("X")
+from mlax.layer import C, P, S, V, X
 
 Policy = Callable[..., bool]
 

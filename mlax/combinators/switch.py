@@ -1,7 +1,7 @@
 """One of several layers, chosen by the input: y = layers[index_fn(x)](x)."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,8 @@ from mlax.combinators import (
 )
 from mlax.errors import message
 from mlax.layer import Apply, Key, Layer, State
+from mlax.layer import X, X_contra, Y
 from mlax.pair import HParams
-
-X = TypeVar("X")
-X_contra = TypeVar("X_contra", contravariant=True)
-Y = TypeVar("Y")
 
 IndexFn = Callable[[Any], jax.Array]
 

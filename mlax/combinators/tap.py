@@ -4,19 +4,16 @@ params and state are those of the layer, so that a trained model can be inspecte
 """
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any
 
 from mlax.arguments import AnyLayer, read_layer
+from mlax.belonging import pair_of
 from mlax.combinators import separated, tapping
 from mlax.equality import source
 from mlax.layer import AxisName, Key, Layer, State
-from mlax.pair import bare, pair_of
+from mlax.layer import P, S, X, Y
+from mlax.pair import bare
 from mlax.tree import Where, predicate, read_where, require_match
-
-P = TypeVar("P")
-S = TypeVar("S")
-X = TypeVar("X")
-Y = TypeVar("Y")
 
 
 @dataclasses.dataclass(frozen=True)

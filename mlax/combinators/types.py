@@ -29,14 +29,8 @@ from jax import Array
 from mlax.arguments import AnyLayer
 from mlax.combinators.wiring import Wired, WiredConfig
 from mlax.layer import Layer, State
+from mlax.layer import P, S, S_co, V, V_co, X, Y
 
-P = TypeVar("P")
-S = TypeVar("S")
-S_co = TypeVar("S_co", covariant=True)
-V = TypeVar("V")
-V_co = TypeVar("V_co", covariant=True)
-X = TypeVar("X")
-Y = TypeVar("Y")
 P1 = TypeVar("P1")
 P2 = TypeVar("P2")
 P3 = TypeVar("P3")

@@ -153,9 +153,7 @@ class Program(NamedTuple):
     """`write(params, prompt, length, rng)` returns a text that continues a prompt."""
 
 
-def program(
-    name: str, steps: int, seed: int, devices: int = 1, parallel: str = "data"
-) -> Program:
+def program(name: str, steps: int, seed: int, devices: int = 1, parallel: str = "data") -> Program:
     """Return the model, its training and its writing."""
     model, writer = mlax.batched(MODELS[name]()), MODELS[name](decodes=True)
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 20, steps)

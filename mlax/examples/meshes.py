@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import AxisType, Mesh
 
+from mlax.errors import expected
+
 
 def make_mesh(sizes: Sequence[int], names: Sequence[str]) -> Mesh:
     """Return a mesh of automatic axes.
@@ -26,8 +28,7 @@ def make_mesh(sizes: Sequence[int], names: Sequence[str]) -> Mesh:
             jax.config.update("jax_num_cpu_devices", count)
     if jax.device_count() < count:
         spelled = " x ".join(f"{name} {size}" for name, size in zip(names, sizes, strict=True))
-        raise ValueError(
-            f"expected {count} devices for a mesh of {spelled}, got {jax.device_count()} of "
-            f"{jax.default_backend()}; JAX_PLATFORMS=cpu simulates any number in a new process"
-        )
+        what, got = f"{count} devices for a mesh of {spelled}", jax.device_count()
+        way_out = "JAX_PLATFORMS=cpu simulates any number in a new process"
+        raise ValueError(expected("make_mesh", what, f"{got} of {jax.default_backend()}", way_out))
     return jax.make_mesh(tuple(sizes), tuple(names), (AxisType.Auto,) * len(sizes))

@@ -28,7 +28,6 @@ from mlax.examples import collectives
 from mlax.examples.meshes import make_mesh
 from mlax.mesh import names_in
 from mlax.outline import short
-from mlax.sharding.table import bytes_by_part
 
 MODELS: dict[str, tuple[Callable[..., Any], Any]] = {
     "gpt2": (models.gpt2, models.GPT_2),
@@ -113,7 +112,7 @@ def report(plan: Plan) -> str:
     """Return the table of a plan, and what a device has next to an equal share."""
     kept = [plan.shapes.params, plan.shapes.params, plan.shapes.optimizer]
     share, (flops, flops_share) = mlax.nbytes(kept) / plan.mesh.size, flops_on_device(plan)
-    parts = bytes_by_part(plan)
+    parts = plan.bytes_by_part()
     nbytes = parts["params"] + parts["gradients"] + parts["optimizer"]
     hint = "; devices repeat what cannot be split: --sequence or another --mesh avoids that"
     return "\n".join([

@@ -13,26 +13,25 @@ keys, the values and the positions of all tokens so far.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mlax import arguments, functional, taps
-from mlax.arguments import ANOTHER_MODEL, DType, Epsilon, Number, Rate, Rule, Sharding, Size
+from mlax.arguments import ANOTHER_MODEL, DType, Epsilon, Number, Rate, Sharding, Size
+from mlax.belonging import require_params
 from mlax.decoding import require_inference
 from mlax.errors import expected, message
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import AxisName, Key, State
 from mlax.layers import dense, norms
 from mlax.layers.attention_cache import CachePolicy, empty_cache, extended, positions_after
-from mlax.layers.attention_product import (
-    NOT_BY_XLA, Implementation, product, weighted, weights_of,
-)
+from mlax.layers.attention_product import NOT_BY_XLA, Implementation, product, weighted, weights_of
 from mlax.layers.dense import DenseParams
 from mlax.layers.norms import NormParams
-from mlax.pair import layer, require_params
+from mlax.pair import layer
 from mlax.positions import of_rank, signed, with_padding
 from mlax.serialization import serializable
 
@@ -177,9 +176,7 @@ def apply(
         cache, overflows = extended(
             cache, key, value, positions, config.cache_policy, config.window
         )
-        key, value = (
-            jnp.swapaxes(a, -2, -3).astype(query.dtype) for a in (cache.key, cache.value)
-        )
+        key, value = (jnp.swapaxes(a, -2, -3).astype(query.dtype) for a in (cache.key, cache.value))
         memory_positions = cache.positions
 
     if config.position_bias is not None:
@@ -214,9 +211,7 @@ def apply(
         if config.require_fused:
             what, got = "no dropout, softcap, tap of weights, float16 or float64", "one of them"
             raise ValueError(expected("attention", what, got, "or pass require_fused=False"))
-        weights = weights_of(
-            query, key, bias, mask, scale=config.scale, softcap=config.softcap
-        )
+        weights = weights_of(query, key, bias, mask, scale=config.scale, softcap=config.softcap)
         variables = taps.recorded("weights", weights, cache)
         if drops:
             drop_key = arguments.required_key("attention", rng)
@@ -382,9 +377,7 @@ def _fitting_mask_and_bias(
     return mask, bias
 
 
-def _without_padding(
-    y: jax.Array, mask: Any, lengths: Any, is_self_attention: bool
-) -> jax.Array:
+def _without_padding(y: jax.Array, mask: Any, lengths: Any, is_self_attention: bool) -> jax.Array:
     """Return y, with 0 for queries that attend to nothing."""
     if mask is not None:
         attends = jnp.swapaxes(jnp.any(mask, -1), -1, -2)[..., None]
@@ -410,17 +403,9 @@ def _require_decoding(
         raise ValueError(expected("attention", wanted, got, "initialise the state for this batch"))
 
 
-def _read_policy(owner: str, name: str, value: Any) -> str:
-    if value in ("error", "nan", "wrap"):
-        return str(value)
-    raise ValueError(message(owner, name, '"error", "nan" or "wrap"', repr(value)))
-
-
-def _needs_rng(*_: Any, dropout_rate: float = 0.0, **__: Any) -> bool:
-    return dropout_rate != 0
-
-
-@layer(apply, config=AttentionConfig, needs_rng=_needs_rng)
+@layer(
+    apply, config=AttentionConfig, needs_rng=lambda *_, dropout_rate=0.0, **__: dropout_rate != 0
+)
 def attention(
     rng: Key, x: Any, num_heads: Size, num_kv_heads: Size | None = None,
     head_dim: Size | None = None, *,
@@ -430,8 +415,7 @@ def attention(
     qk_norm: bool = False, epsilon: Epsilon = 1e-6, scale: Number | None = None,
     softcap: Number | None = None, dropout_rate: Rate = 0.0,
     implementation: Implementation | None = None, require_fused: bool = False,
-    cache_length: Size | None = None,
-    cache_policy: Annotated[CachePolicy, Rule(_read_policy)] = "error",
+    cache_length: Size | None = None, cache_policy: CachePolicy = "error",
     kernel_initializer: Initializer = lecun_normal,
     bias_initializer: Initializer = jax.nn.initializers.zeros, dtype: DType = jnp.float32,
     out_sharding: Sharding | None = None,

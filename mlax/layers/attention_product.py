@@ -29,9 +29,7 @@ def _read_implementation(owner: str, name: str, value: Any) -> Any:
     raise ValueError(message(owner, name, wanted, repr(value)))
 
 
-Implementation: TypeAlias = Annotated[
-    Literal["xla", "cudnn"] | Product, Rule(_read_implementation)
-]
+Implementation: TypeAlias = Annotated[Literal["xla", "cudnn"] | Product, Rule(_read_implementation)]
 """What computes the product."""
 
 # `jax.nn.dot_product_attention` computes the softmax of float64 in float32, and does not compile

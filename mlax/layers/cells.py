@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from mlax import arguments
-from mlax.arguments import DType, Number, Size, require_pair
+from mlax.arguments import DType, Number, Size, read_pair
 from mlax.errors import message
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
@@ -113,7 +113,7 @@ def require_carry(
 
 def pair_of_carries(owner: str, carry: Any, spelled: str) -> tuple[Any, Any]:
     """Return the two entries of a carry; None is a pair of None."""
-    return (None, None) if carry is None else require_pair(owner, "the carry", carry, spelled)
+    return (None, None) if carry is None else read_pair(owner, "the carry", carry, spelled)
 
 
 def _require_fitting(
@@ -157,7 +157,7 @@ def apply_rnn_cell(
     params: CellParams, config: RnnCellConfig, x: tuple[jax.Array, jax.Array | None]
 ) -> tuple[jax.Array, jax.Array]:
     """Return (y, h): see `mlax.rnn_cell`."""
-    inputs, h = require_pair("rnn_cell", "x", x, "(x, h)")
+    inputs, h = read_pair("rnn_cell", "x", x, "(x, h)")
     inputs, (h,) = _fitting("rnn_cell", inputs, (h,), params)
     y = config.activation(_gates(inputs, h, *params))
     return (y, y.astype(h.dtype))
@@ -196,7 +196,7 @@ def rnn_cell(
     >>> params.kernel.shape, ys.shape, h.shape
     ((3, 4), (7, 4), (4,))
     """
-    inputs, h = require_pair("rnn_cell", "x", x, "(x, h)")
+    inputs, h = read_pair("rnn_cell", "x", x, "(x, h)")
     initializers = kernel_initializer, recurrent_initializer, bias_initializer
     return _init_params("rnn_cell", rng, inputs, (h,), features, 1, initializers, dtype)
 
@@ -210,7 +210,7 @@ def apply_lstm_cell(
     x: tuple[jax.Array, tuple[jax.Array, jax.Array] | None],
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Return (y, (h, c)): see `mlax.lstm_cell`."""
-    inputs, carry = require_pair("lstm_cell", "x", x, "(x, (h, c))")
+    inputs, carry = read_pair("lstm_cell", "x", x, "(x, (h, c))")
     h, c = pair_of_carries("lstm_cell", carry, "(h, c)")
     inputs, (h, c) = _fitting("lstm_cell", inputs, (h, c), params)
     i, f, g, o = jnp.split(_gates(inputs, h, *params), 4, -1)
@@ -255,7 +255,7 @@ def lstm_cell(
     >>> params.kernel.shape, ys.shape, c.shape
     ((3, 16), (7, 4), (4,))
     """
-    inputs, carry = require_pair("lstm_cell", "x", x, "(x, (h, c))")
+    inputs, carry = read_pair("lstm_cell", "x", x, "(x, (h, c))")
     h, c = pair_of_carries("lstm_cell", carry, "(h, c)")
     initializers = kernel_initializer, recurrent_initializer, bias_initializer
     params = _init_params("lstm_cell", rng, inputs, (h, c), features, 4, initializers, dtype)
@@ -270,7 +270,7 @@ def apply_gru_cell(
     params: GruCellParams, config: GruCellConfig, x: tuple[jax.Array, jax.Array | None]
 ) -> tuple[jax.Array, jax.Array]:
     """Return (y, h): see `mlax.gru_cell`."""
-    inputs, h = require_pair("gru_cell", "x", x, "(x, h)")
+    inputs, h = read_pair("gru_cell", "x", x, "(x, h)")
     inputs, (h,) = _fitting("gru_cell", inputs, (h,), params)
     kernel, recurrent_kernel, bias, recurrent_bias = (p.astype(inputs.dtype) for p in params)
     features = h.shape[-1]
@@ -319,7 +319,7 @@ def gru_cell(
     >>> params.kernel.shape, ys.shape, h.shape
     ((3, 12), (7, 4), (4,))
     """
-    inputs, h = require_pair("gru_cell", "x", x, "(x, h)")
+    inputs, h = read_pair("gru_cell", "x", x, "(x, h)")
     initializers = kernel_initializer, recurrent_initializer, bias_initializer
     params = _init_params("gru_cell", rng, inputs, (h,), features, 3, initializers, dtype)
     key, shape = jax.random.fold_in(rng, 3), (features,)

@@ -6,6 +6,7 @@
     y       like x, with out_channels channels, unless its spec orders the axes differently
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
@@ -18,7 +19,7 @@ from jax.typing import DTypeLike
 from mlax import arguments, mesh
 from mlax.arguments import (
     CHANNEL_AXES, PADDINGS, DType, Padding, Precision, Rule, Sharding, Size, Sizes, is_sequence,
-    optional_per_axis, padding_per_axis, per_axis,
+    optional_per_axis, padding_per_axis, per_axis, read_padding,
 )
 from mlax.errors import expected, message
 from mlax.initializers import Initializer, initialize, lecun_normal
@@ -53,12 +54,9 @@ ConvFormat: TypeAlias = Annotated[
 """Where the channel axis is, or the specs of x, kernel and y, one letter for each axis."""
 
 
-def read_conv_padding(owner: str, name: str, value: Any) -> str | int | tuple[Any, ...]:
-    """Require a padding as `arguments.read_padding` does, or "CAUSAL"."""
-    return arguments.read_padding(owner, name, value, (*PADDINGS, "CAUSAL"))
-
-
-ConvPadding: TypeAlias = Annotated[Padding, Rule(read_conv_padding)]
+ConvPadding: TypeAlias = Annotated[
+    Padding, Rule(functools.partial(read_padding, names=(*PADDINGS, "CAUSAL")))
+]
 """The name of a padding, an integer, or an integer or a pair for each spatial axis."""
 
 
@@ -97,7 +95,7 @@ def apply(params: ConvParams, config: ConvConfig, x: jax.Array) -> jax.Array:
     """Return x convolved with the kernel: see `mlax.conv`."""
     x = arguments.array("conv", x)
     rank = params.kernel.ndim - 2
-    x_spec, kernel_spec, y_spec = _specs(config.data_format, rank)
+    x_spec, kernel_spec, y_spec = specs_of(config.data_format, rank)
     arguments.require_axes("conv", "params.kernel", params.kernel, len(kernel_spec))
     in_channels = params.kernel.shape[kernel_spec.index("I")] * config.feature_group_count
     if x.ndim != len(x_spec) or x.shape[x_spec.index("C")] != in_channels:
@@ -199,7 +197,7 @@ def conv(
     arguments.require_castable("conv", x, dtype)
     arguments.require_rank("conv", x, 2)
     rank = len(x.shape) - 1
-    x_spec, kernel_spec, _ = _specs(data_format, rank)
+    x_spec, kernel_spec, _ = specs_of(data_format, rank)
     if len(x_spec) != len(x.shape):
         wanted = f"specs of {len(x.shape)} axes, for x of shape {x.shape}"
         raise ValueError(message("conv", "data_format", wanted, repr(data_format)))
@@ -250,11 +248,11 @@ def _padding(
 
 def kernel_axes(data_format: str | Sequence[str], ndim: int) -> tuple[int, int]:
     """Return the axes of a kernel that hold output and input channels."""
-    spec = _specs(data_format, ndim - 2)[1]
+    spec = specs_of(data_format, ndim - 2)[1]
     return spec.index("O"), spec.index("I")
 
 
-def _specs(data_format: str | Sequence[str], rank: int) -> tuple[str, str, str]:
+def specs_of(data_format: str | Sequence[str], rank: int) -> tuple[str, str, str]:
     """Return the specs of x, kernel and y, by default with spatial axes called "0", "1", ..."""
     spatial = "".join(chr(ord("0") + axis) for axis in range(rank))
     if data_format == "channel_last":

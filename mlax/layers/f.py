@@ -129,9 +129,7 @@ def f_rng(
     return (), State((), FRngConfig(train_fn, infer_fn))
 
 
-def _call(
-    config: FConfig, inference_mode: bool, batch_axis_name: AxisName, *args: Any
-) -> Any:
+def _call(config: FConfig, inference_mode: bool, batch_axis_name: AxisName, *args: Any) -> Any:
     function = config.train_fn
     if inference_mode and config.infer_fn is not None:
         function = config.infer_fn

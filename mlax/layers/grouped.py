@@ -70,9 +70,7 @@ def _by_taps(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     pads = geometry.padding
     if isinstance(pads, str):
         pads = tuple(lax.padtype_to_pads(x.shape[1:-1], spans, geometry.strides, pads))
-    inside = [
-        (*pad, gap - 1) for pad, gap in zip(pads, geometry.input_dilation, strict=True)
-    ]
+    inside = [(*pad, gap - 1) for pad, gap in zip(pads, geometry.input_dilation, strict=True)]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *inside, (0, 0, 0)])
     counts = [
         (length - span) // stride + 1

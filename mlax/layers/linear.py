@@ -61,9 +61,7 @@ def matmul(
 def apply(params: LinearParams, config: LinearConfig, x: jax.Array) -> jax.Array:
     """Return x @ kernel: see `mlax.linear`."""
     kernel = params.kernel.T if config.transposed_kernel else params.kernel
-    return matmul(
-        "linear", x, kernel, config.precision, config.accum_dtype, config.out_sharding
-    )
+    return matmul("linear", x, kernel, config.precision, config.accum_dtype, config.out_sharding)
 
 
 @stateless(apply, LinearConfig, traced_once=True)

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from mlax import arguments
-from mlax.arguments import DType, Number, Size, require_pair
-from mlax.errors import expected, message
+from mlax.arguments import DType, Number, Positive, Size, read_pair
+from mlax.errors import expected
 from mlax.layer import Key, Shaped
 from mlax.layers.cells import pair_of_carries
 from mlax.layers.recurrence import Terms, fitting, require_fitting, run
@@ -70,7 +70,7 @@ def _apply_lru(
     owner: str, params: LruParams, x: ComplexInput, over_time: bool,
     implementation: Implementation = None,
 ) -> ComplexOutput:
-    inputs, carry = require_pair(owner, "x", x, "(x, h)")
+    inputs, carry = read_pair(owner, "x", x, "(x, h)")
     pair = pair_of_carries(owner, carry, "(real part of h, imaginary part of h)")
     shape = params.nu_log.shape
     inputs, parts = fitting(owner, inputs, pair, params.b_real, shape, over_time)
@@ -95,15 +95,13 @@ def _init_lru(
     owner: str, rng: Key, x: Any, over_time: bool, state_features: int, r_min: float, r_max: float,
     max_phase: float, dtype: DType,
 ) -> LruParams:
-    inputs, carry = require_pair(owner, "x", x, "(x, h)")
+    inputs, carry = read_pair(owner, "x", x, "(x, h)")
     pair = pair_of_carries(owner, carry, "(real part of h, imaginary part of h)")
     require_fitting(owner, inputs, pair, (state_features,), over_time)
     arguments.require_castable(owner, inputs, dtype)
     if not 0 <= r_min < r_max <= 1:
         wanted, got = "r_min and r_max with 0 <= r_min < r_max <= 1", f"{r_min} and {r_max}"
         raise ValueError(expected(owner, wanted, got))
-    if max_phase <= 0:
-        raise ValueError(message(owner, "max_phase", "positive", max_phase))
     features = inputs.shape[-1]
     keys = [jax.random.fold_in(rng, i) for i in range(7)]
     wide = wide_dtype(dtype)
@@ -137,7 +135,7 @@ def apply_lru_cell(params: LruParams, config: LruCellConfig, x: ComplexInput) ->
 @stateless(apply_lru_cell, LruCellConfig, traced_once=True)
 def lru_cell(
     rng: Key, x: tuple[Shaped, tuple[Shaped, Shaped] | None], state_features: Size, *,
-    r_min: Number = 0.0, r_max: Number = 1.0, max_phase: Number = 2 * math.pi,
+    r_min: Number = 0.0, r_max: Number = 1.0, max_phase: Positive = 2 * math.pi,
     dtype: DType = jnp.float32,
 ) -> LruParams:
     """One step of `mlax.lru`, with the same params: (x, h) -> (y, h'), x (..., features).
@@ -164,7 +162,7 @@ def apply_lru(params: LruParams, config: LruConfig, x: ComplexInput) -> ComplexO
 @stateless(apply_lru, LruConfig, traced_once=True)
 def lru(
     rng: Key, x: tuple[Shaped, tuple[Shaped, Shaped] | None], state_features: Size, *,
-    r_min: Number = 0.0, r_max: Number = 1.0, max_phase: Number = 2 * math.pi,
+    r_min: Number = 0.0, r_max: Number = 1.0, max_phase: Positive = 2 * math.pi,
     dtype: DType = jnp.float32,
     implementation: Implementation = None,
 ) -> LruParams:

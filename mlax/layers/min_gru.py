@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mlax import arguments
-from mlax.arguments import DType, Size, require_pair
+from mlax.arguments import DType, Size, read_pair
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
 from mlax.layers.recurrence import RealInput, RealOutput, Terms, fitting, require_fitting, run
@@ -49,7 +49,7 @@ def _apply_min_gru(
     owner: str, params: MinGruParams, x: RealInput, over_time: bool,
     implementation: Implementation = None,
 ) -> RealOutput:
-    inputs, h = require_pair(owner, "x", x, "(x, h)")
+    inputs, h = read_pair(owner, "x", x, "(x, h)")
     shape = (params.bias.shape[0] // 2,)
     inputs, carry = fitting(owner, inputs, (h,), params.kernel, shape, over_time)
     kernel, bias = (p.astype(inputs.dtype) for p in params)
@@ -67,7 +67,7 @@ def _init_min_gru(
     owner: str, rng: Key, x: Any, over_time: bool, features: int, kernel_initializer: Initializer,
     bias_initializer: Initializer, dtype: DType,
 ) -> MinGruParams:
-    inputs, h = require_pair(owner, "x", x, "(x, h)")
+    inputs, h = read_pair(owner, "x", x, "(x, h)")
     require_fitting(owner, inputs, (h,), (features,), over_time)
     arguments.require_castable(owner, inputs, dtype)
 

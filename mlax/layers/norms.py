@@ -20,12 +20,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mlax import arguments
-from mlax.arguments import DataFormat, Epsilon, Momentum, NormalizedAxis, Size
+from mlax.arguments import DataFormat, Epsilon, Momentum, NormalizedAxis, RealDType, Size
+from mlax.belonging import layer_name
 from mlax.errors import expected, message
 from mlax.initializers import Initializer, initialize
 from mlax.layer import AxisName, Key, Shaped, State
-from mlax.layers.z_norm import RealDType, ZNormVariables, normalize, z_norm
-from mlax.pair import layer_name, layer, stateless
+from mlax.layers.z_norm import ZNormVariables, normalize, z_norm
+from mlax.pair import layer, stateless
 from mlax.serialization import serializable
 from mlax.statistics import (
     elements, require_statistics, standardized, warn_of_one_element, wide_dtype,

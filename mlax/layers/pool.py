@@ -13,9 +13,10 @@ from jax.typing import ArrayLike
 
 from mlax import arguments, functional
 from mlax.arguments import DataFormat, Padding, Rule, Sizes
+from mlax.belonging import layer_name
 from mlax.errors import message
 from mlax.layer import Key, Shaped
-from mlax.pair import layer_name, stateless
+from mlax.pair import stateless
 
 
 class WindowConfig(NamedTuple):

@@ -85,7 +85,7 @@ def _read(x: Any) -> tuple[Any, Any]:
     """Return x and its positions, or None if they are counted."""
     positions = None
     if isinstance(x, tuple | list):
-        x, positions = arguments.require_pair("position_embedding", "x", x, "(x, positions)")
+        x, positions = arguments.read_pair("position_embedding", "x", x, "(x, positions)")
     arguments.require_rank("position_embedding", x, 2)
     if positions is not None:
         arguments.require_integers("position_embedding", positions, "positions")

@@ -46,7 +46,7 @@ def apply(
 
 def _read(x: Any) -> tuple[Any, Any]:
     """Return the positions of queries and of keys."""
-    pair = arguments.require_pair("relative_bias", "x", x, "(positions, memory_positions)")
+    pair = arguments.read_pair("relative_bias", "x", x, "(positions, memory_positions)")
     for name, places in zip(("positions", "memory_positions"), pair, strict=True):
         arguments.require_integers("relative_bias", places, name)
         if not places.shape:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mlax import arguments
-from mlax.arguments import DType, Number, Size, require_pair
+from mlax.arguments import DType, Number, Size, read_pair
 from mlax.errors import expected
 from mlax.initializers import Initializer, initialize, lecun_normal
 from mlax.layer import Key, Shaped
@@ -60,7 +60,7 @@ def _apply_selective_ssm(
     owner: str, params: SelectiveSsmParams, x: RealInput, over_time: bool,
     implementation: Implementation = None,
 ) -> RealOutput:
-    inputs, h = require_pair(owner, "x", x, "(x, h)")
+    inputs, h = read_pair(owner, "x", x, "(x, h)")
     inputs, carry = fitting(owner, inputs, (h,), params.kernel, params.a_log.shape, over_time)
     wide = wide_dtype(inputs.dtype)
     kernel, delta_kernel, delta_bias = (p.astype(inputs.dtype) for p in params[:3])
@@ -86,7 +86,7 @@ def _init_selective_ssm(
     owner: str, rng: Key, x: Any, over_time: bool, state_features: int, delta_rank: int | None,
     delta_min: float, delta_max: float, kernel_initializer: Initializer, dtype: DType,
 ) -> SelectiveSsmParams:
-    inputs, h = require_pair(owner, "x", x, "(x, h)")
+    inputs, h = read_pair(owner, "x", x, "(x, h)")
     arguments.require_rank(owner, inputs, 1)
     features = inputs.shape[-1]
     require_fitting(owner, inputs, (h,), (features, state_features), over_time)

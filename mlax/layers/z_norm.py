@@ -5,15 +5,14 @@
     y          the shape of x
 """
 
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from mlax import arguments
-from mlax.arguments import Epsilon, Momentum, NormalizedAxis, Rule, read_dtype
-from mlax.errors import expected, message
+from mlax.arguments import Epsilon, Momentum, NormalizedAxis, RealDType
+from mlax.errors import expected
 from mlax.functional import scale_to_unit
 from mlax.initializers import Initializer, initialize
 from mlax.layer import AxisName, Key, Shaped, State
@@ -21,18 +20,6 @@ from mlax.pair import layer
 from mlax.serialization import serializable
 from mlax.statistics import require_statistics, statistics, wide_dtype
 from mlax.tracing import traced_once
-
-
-def read_real_dtype(owner: str, name: str, value: Any) -> Any:
-    """Require a real floating dtype: integers would truncate statistics, scales and biases."""
-    dtype = read_dtype(owner, name, value)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(message(owner, name, "a real floating dtype", dtype.name))
-    return dtype
-
-
-RealDType: TypeAlias = Annotated[DTypeLike, Rule(read_real_dtype)]
-"""A real floating dtype."""
 
 
 @serializable

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from mlax.arguments import entries
 from mlax.initializers import Initializer
 from mlax.layer import Key
 from mlax.layers.bias import BiasParams, InFeatures, bias
@@ -27,9 +28,7 @@ class Bias(PairModule[jax.Array, jax.Array]):
         super().__init__()
         self.rng: Key | None = rng
         features = self._pair.read_one("in_features", in_features)
-        self.in_features: Sequence[int | None] = (
-            features if isinstance(features, tuple) else (features,)
-        )
+        self.in_features: Sequence[int | None] = entries("bias", "in_features", features)
         self.bias_initializer = bias_initializer
         self.dtype = dtype
         self.bias_kernel: Parameter = Parameter(trainable=True)

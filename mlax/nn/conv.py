@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from mlax.arguments import Padding, Sizes, per_axis
 from mlax.initializers import Initializer, lecun_normal
 from mlax.layer import Key
-from mlax.layers.conv import ConvFormat, ConvParams, _specs, conv
+from mlax.layers.conv import ConvFormat, ConvParams, conv, specs_of
 from mlax.module import Parameter
 from mlax.nn.base import PairModule
 
@@ -55,7 +55,7 @@ class Conv(PairModule[jax.Array, jax.Array]):
 
     def _sizes(self) -> dict[str, tuple[int | None, ...]]:
         rank = self.conv_kernel.data.ndim - 2
-        _, spec, _ = _specs(self.data_format, rank)
+        _, spec, _ = specs_of(self.data_format, rank)
         window = iter(per_axis("conv", "filter_shape", self.filter_shape, rank))
         fixed = {"O": self.out_channels, "I": None}
         return {"conv_kernel": tuple(fixed[c] if c in fixed else next(window) for c in spec)}

@@ -4,6 +4,7 @@ kind as modules.
 The parameters are `scale` and `bias`; one that is not used stays empty.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -89,16 +90,12 @@ class LayerNorm(_Norm):
         self.axis = axis
 
 
-def _without_bias(scale: jax.Array | None) -> NormParams:
-    return NormParams(scale, None)
-
-
 class RMSNorm(PairModule[jax.Array, jax.Array]):
     """Division by the root mean square: see `mlax.rms_norm`. The parameter is `scale`."""
 
     _pair = rms_norm
     _one_rank = True
-    _params = _without_bias, ("scale",)
+    _params = functools.partial(NormParams, bias=None), ("scale",)
 
     def __init__(
         self, rng: Key, *,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mlax import mesh
-from mlax.arguments import leading_length, require_pair, saturated
+from mlax.arguments import leading_length, read_pair, saturated
 from mlax.combinators import require_equal_shapes, shapes
 from mlax.combinators.recurrent import recurrent
 from mlax.errors import expected
@@ -48,7 +48,7 @@ class _Recurrent(OverPair[tuple[Any, Any], tuple[Any, Any]]):
     def _run(  # pyright: ignore[reportIncompatibleMethodOverride] -- the documented name
         self, xh: tuple[Any, Any], rng: Key | None, inference_mode: bool, batch_axis_name: AxisName
     ) -> tuple[Any, Any]:
-        xs, h = jax.tree.map(saturated, require_pair("recurrent", "x", xh, "(xs, h)"))
+        xs, h = jax.tree.map(saturated, read_pair("recurrent", "x", xh, "(xs, h)"))
         length = leading_length("recurrent", "xs", xs, "time")
         rng = rng if needs_rng(self.cell.forward) else None
 
@@ -57,7 +57,7 @@ class _Recurrent(OverPair[tuple[Any, Any], tuple[Any, Any]]):
             call = key, inference_mode, batch_axis_name
             result, cell = call_child(self, "cell", None, cell, (x, h), *call)
             spelled = "the output of the cell"
-            y, after = require_pair("recurrent", spelled, result, "(y, h)")
+            y, after = read_pair("recurrent", spelled, result, "(y, h)")
             next_carry = "the next carry"
             require_equal_shapes("recurrent", shapes(h), shapes(after), next_carry, error=TypeError)
             return cell, after, y

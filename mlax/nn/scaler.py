@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from mlax.arguments import entries
 from mlax.initializers import Initializer
 from mlax.layer import Key
 from mlax.layers.bias import InFeatures
@@ -28,9 +29,7 @@ class Scaler(PairModule[jax.Array, jax.Array]):
         super().__init__()
         self.rng: Key | None = rng
         features = self._pair.read_one("in_features", in_features)
-        self.in_features: Sequence[int | None] = (
-            features if isinstance(features, tuple) else (features,)
-        )
+        self.in_features: Sequence[int | None] = entries("scaler", "in_features", features)
         self.scaler_initializer = scaler_initializer
         self.dtype = dtype
         self.scaler_kernel: Parameter = Parameter(trainable=True)

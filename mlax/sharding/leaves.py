@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 
 from mlax.combinators.lora import LoraConfig
+from mlax.combinators.owners import Owner, owner_of, owners_of
 from mlax.combinators.quantized import QuantizedConfig
-from mlax.owners import Owner, owner_of, owners_of
 from mlax.outline import Model
 from mlax.tree import walk
 

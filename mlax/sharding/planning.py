@@ -12,7 +12,7 @@ so the mesh may be abstract.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,26 +22,25 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from mlax import constraints
 from mlax.arguments import described, read_layer, require_key
-from mlax.combinators.child import only_child_of, shapes as shapes_of
+from mlax.combinators.child import layers_by_path, only_child_of
+from mlax.combinators.making import shapes as shapes_of
 from mlax.constraints import Constraints
 from mlax.errors import message
 from mlax.initializers import DRAWS_AT_ONCE
 from mlax.layer import AxisName, Key, Layer, P, S
+from mlax.layer import X, Y
 from mlax.mesh import names_in
-from mlax.outline import Model, abstract_model, layers_by_path
+from mlax.outline import Model, abstract_model
 from mlax.pair import require_input
-from mlax.sharding import table
 from mlax.sharding.leaves import leaves_of
 from mlax.sharding.rules import (
     Rules, dead_rules, first_spec, missing_axes, read_pairs, read_rules, require_output, resolve,
     wrong_outputs, wrong_spec,
 )
 from mlax.sharding.strategies import BATCH_AXES
+from mlax.sharding.table import Shapes, bytes_by_part, printed
 from mlax.taps import setting
 from mlax.tree import path_of, paths
-
-X = TypeVar("X")
-Y = TypeVar("Y")
 
 
 @runtime_checkable
@@ -52,21 +51,6 @@ class Optimizer(Protocol):
     def init(self) -> Callable[..., Any]:
         """The function from params to the state of the optimizer."""
         ...
-
-
-class Shapes(NamedTuple):
-    """The `jax.ShapeDtypeStruct` of each array, with its sharding."""
-
-    params: Any
-    """Of params."""
-    state: Any
-    """Of the state."""
-    x: Any
-    """Of x."""
-    y: Any
-    """Of y, in training."""
-    optimizer: Any
-    """Of the state of the optimizer; None without one."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -209,8 +193,15 @@ class Plan(Generic[P, S, X, Y]):
         """
         return _shardings_like(self.shapes.params, tree, self.mesh)
 
+    def bytes_by_part(self) -> dict[str, int]:
+        """Return the bytes on each device of what a training step needs, as the table says."""
+        names = self.mesh.axis_names
+        automatic = AbstractMesh(self.mesh.axis_sizes, names, (AxisType.Auto,) * len(names))
+        apply = dataclasses.replace(self, mesh=automatic).apply
+        return bytes_by_part(self.shapes, self.model, automatic, apply)
+
     def __str__(self) -> str:
-        return table.printed(self)
+        return printed(self.shapes, self.mesh, self.bytes_by_part())
 
     __repr__ = __str__
 

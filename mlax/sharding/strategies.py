@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 from jax.sharding import PartitionSpec
 
+from mlax.combinators.owners import PRODUCTS
 from mlax.layers.attention import AttentionConfig
 from mlax.layers.conv import ConvConfig, kernel_axes
 from mlax.layers.embed import EmbedConfig
 from mlax.mesh import names_in
-from mlax.owners import PRODUCTS
 from mlax.sharding.leaves import Leaf
 
 AXES = {"data": "data", "fsdp": "data", "tensor": "model", "expert": "expert"}

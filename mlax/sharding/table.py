@@ -1,52 +1,66 @@
 """A plan as a table: how each parameter is sharded, and the bytes of everything on each device."""
 
-import dataclasses
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import Jaxpr, Literal
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from mlax.costs import bodies_of
 from mlax.mesh import names_in
-from mlax.outline import cut, short, spelled
+from mlax.outline import Model, cut, short, spelled
 from mlax.tree import nbytes, paths
 
-if TYPE_CHECKING:
-    from mlax.sharding.planning import Plan
+
+class Shapes(NamedTuple):
+    """The `jax.ShapeDtypeStruct` of each array, with its sharding."""
+
+    params: Any
+    """Of params."""
+    state: Any
+    """Of the state."""
+    x: Any
+    """Of x."""
+    y: Any
+    """Of y, in training."""
+    optimizer: Any
+    """Of the state of the optimizer; None without one."""
+
 
 _LINE = "{:<33} {:<20} {:<16} {:>8}"
 
 
-def printed(plan: "Plan[Any, Any, Any, Any]") -> str:
-    """Return the table of a plan, at most 80 columns wide."""
+def printed(shapes: Shapes, mesh: Mesh | AbstractMesh, parts: dict[str, int]) -> str:
+    """Return the table of a plan with these bytes by part, at most 80 columns wide."""
     head = _LINE.format("parameter", "whole", "split over", "bytes")
-    shapes = plan.shapes
     rows = [head, "-" * len(head)]
     for path, leaf in zip(paths(shapes.params), jax.tree.leaves(shapes.params), strict=True):
         cells = path, spelled(leaf), _axes(leaf.sharding.spec)
         fitting = (cut(cell, width) for cell, width in zip(cells, (33, 20, 16), strict=True))
         rows.append(_LINE.format(*fitting, short(bytes_on_device(leaf))))
-    sizes = ", ".join(f"{name} {size}" for name, size in plan.mesh.shape.items())
-    rows += ["", f"on each of {plan.mesh.size} devices ({sizes})"]
-    parts = bytes_by_part(plan)
+    sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    rows += ["", f"on each of {mesh.size} devices ({sizes})"]
     for name, size in {**parts, "sum": sum(parts.values())}.items():
         rows.append(f"  {name:<24} {short(size):>8}")
     return "\n".join(rows)
 
 
-def bytes_by_part(plan: "Plan[Any, Any, Any, Any]") -> dict[str, int]:
-    """Return the bytes on each device of what a training step needs."""
-    shapes = plan.shapes
+def bytes_by_part(
+    shapes: Shapes, model: Model, mesh: AbstractMesh, apply: Callable[..., tuple[Any, Any]]
+) -> dict[str, int]:
+    """Return the bytes on each device of what a training step needs.
+
+    The axes of the mesh are automatic, and `apply` is that of the plan on this mesh.
+    """
     parts = {
         "params": shapes.params, "gradients": shapes.params, "optimizer": shapes.optimizer,
         "variables": shapes.state, "x": shapes.x,
     }
     found = {name: sum(map(bytes_on_device, jax.tree.leaves(p))) for name, p in parts.items()}
     try:
-        return {**found, "activations (estimate)": activation_bytes(plan)}
+        return {**found, "activations (estimate)": _activation_bytes(shapes, model, mesh, apply)}
     except ValueError as error:
         if "inference_mode=True" not in str(error):
             raise
@@ -61,26 +75,23 @@ def bytes_on_device(leaf: Any) -> int:
     return size
 
 
-def activation_bytes(plan: "Plan[Any, Any, Any, Any]") -> int:
+def _activation_bytes(
+    shapes: Shapes, model: Model, mesh: AbstractMesh, apply: Callable[..., tuple[Any, Any]]
+) -> int:
     """Estimate the bytes on each device that are saved for the backward pass.
 
     An array counts as sharded like others of its shape with a sharding constraint, or else like the
     batch: what a layer computes in parts takes less. Copies of params, such as those in another
     dtype, are sharded like params. What the backward pass recomputes comes on top.
     """
-    names = plan.mesh.axis_names
-    automatic = AbstractMesh(plan.mesh.axis_sizes, names, (AxisType.Auto,) * len(names))
-    untyped = dataclasses.replace(plan, mesh=automatic)
-
     def kept(params: Any, state: Any, x: Any, rng: Any) -> list[Any]:
-        _, backward = jax.vjp(lambda params: untyped.apply(params, state, x, rng)[0], params)
+        _, backward = jax.vjp(lambda params: apply(params, state, x, rng)[0], params)
         return jax.tree.leaves(backward)
 
-    model = plan.model
     args = model.params, model.child.state(model.variables), model.x, model.rng
-    with jax.sharding.use_abstract_mesh(automatic):
+    with jax.sharding.use_abstract_mesh(mesh):
         jaxpr = jax.make_jaxpr(kept)(*args).jaxpr
-    params = jax.tree.leaves(plan.shapes.params)
+    params = jax.tree.leaves(shapes.params)
     given = {*jaxpr.invars, *jaxpr.constvars}
     of_params = set(jaxpr.invars[: len(params)])
     for eqn in jaxpr.eqns:
@@ -90,7 +101,7 @@ def activation_bytes(plan: "Plan[Any, Any, Any, Any]") -> int:
                 given.update(eqn.outvars)
     new = {v for v in jaxpr.outvars if not isinstance(v, Literal)} - given
 
-    specs = (leaf.sharding.spec for leaf in jax.tree.leaves(plan.shapes.x) if leaf.ndim)
+    specs = (leaf.sharding.spec for leaf in jax.tree.leaves(shapes.x) if leaf.ndim)
     batch: PartitionSpec = next(specs, PartitionSpec())
     split = set(names_in(batch))
     places = {shape: spec for shape, spec in _constrained(jaxpr) if split <= set(names_in(spec))}
@@ -98,7 +109,7 @@ def activation_bytes(plan: "Plan[Any, Any, Any, Any]") -> int:
 
     def on_device(aval: Any) -> float:
         spec = places.get(aval.shape, places.get(aval.shape[1:], batch))
-        shards: int = math.prod(plan.mesh.shape.get(name, 1) for name in names_in(spec))
+        shards: int = math.prod(mesh.shape.get(name, 1) for name in names_in(spec))
         return nbytes(aval) / shards
 
     return int(sum(share * nbytes(v.aval) if v in of_params else on_device(v.aval) for v in new))

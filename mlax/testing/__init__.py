@@ -14,19 +14,7 @@ from mlax.testing.laws import (
 from mlax.testing.spy import spy
 
 __all__ = [
-    "FEATURES",
-    "LAWS",
-    "Example",
-    "check_batch_axis",
-    "check_copies",
-    "check_gradients",
-    "check_inference",
-    "check_keys",
-    "check_laws",
-    "check_paths",
-    "check_shapes",
-    "check_state",
-    "check_strangers",
-    "check_transformations",
-    "spy",
+    "FEATURES", "LAWS", "Example", "check_batch_axis", "check_copies", "check_gradients",
+    "check_inference", "check_keys", "check_laws", "check_paths", "check_shapes", "check_state",
+    "check_strangers", "check_transformations", "spy",
 ]

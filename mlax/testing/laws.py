@@ -29,6 +29,7 @@ from jax.tree_util import DictKey, GetAttrKey, SequenceKey, keystr
 from mlax.arguments import AnyLayer, read_layer
 from mlax.combinators.child import kind_of
 from mlax.combinators.series import series
+from mlax.errors import expected
 from mlax.layer import Key, State
 from mlax.mesh import names_of
 from mlax.statistics import WARNS
@@ -170,11 +171,11 @@ def check_laws(
     skip = {} if skip is None else skip
     for name, reason in skip.items():
         if name not in LAWS:
-            raise ValueError(
-                f"check_laws: expected skip to name laws ({', '.join(LAWS)}), got {name!r}"
-            )
+            what = f"skip to name laws ({', '.join(LAWS)})"
+            raise ValueError(expected("check_laws", what, repr(name)))
         if not reason:
-            raise ValueError(f"check_laws: expected skip to say why {name} does not hold, got ''")
+            what = f"skip to say why {name} does not hold"
+            raise ValueError(expected("check_laws", what, repr(reason)))
     example = Example(layer, x, rng, tolerance)
     for name, law in LAWS.items():
         if name not in skip:
@@ -247,7 +248,8 @@ def check_gradients(example: Example) -> None:
     be floating, and y must be float64 if they and x are.
     """
     tree = (*example.made, example.x)
-    paths, leaves = zip(*jax.tree.leaves_with_path(tree), strict=True) if _any(tree) else ((), ())
+    at = jax.tree.leaves_with_path(tree)
+    paths, leaves = [path for path, _ in at], [leaf for _, leaf in at]
     wide = [np.asarray(a, np.float64 if _is_floating(a) else None) for a in leaves]
     moved = [i for i, a in enumerate(leaves) if _is_floating(a) and paths[i][0] != SequenceKey(1)]
     for path, leaf in zip(paths, leaves, strict=True):
@@ -356,7 +358,7 @@ def check_strangers(example: Example) -> None:
     if isinstance(state, State):
         wrong["its params as state"] = (params, params)
         wrong["the state of another layer"] = (params, State(state.variables, Stranger()))
-    if _any(params):
+    if jax.tree.leaves(params):
         wrong["its state as params"] = (state, state)
         wrong["the params of another layer"] = (Stranger(), state)
     for what, pair in wrong.items():
@@ -397,7 +399,8 @@ def check_keys(example: Example) -> None:
 
     needs = example.layer.needs_rng
     keys = jax.random.split(example.apply_rng, 4)
-    results = [_bits(example.jitted(*example.made, x, key)[0]) for key in keys]
+    outputs = [example.jitted(*example.made, x, key)[0] for key in keys]
+    results = [[np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(y)] for y in outputs]
     changed = any(result != results[0] for result in results)
     _require(changed or not needs, "the key to be used by a layer that needs one", "no use of it")
     _require(needs or not changed, "no use of the key by a layer that needs none", "another result")
@@ -459,7 +462,10 @@ def _require_like(wanted: str, got: Any, like: Any) -> None:
     _require_one_structure(wanted, got, like)
     pairs = zip(jax.tree.leaves_with_path(like), jax.tree.leaves(got), strict=True)
     for (path, a), b in pairs:
-        forms = [f"{jax.typeof(leaf).str_short()}{_weak(leaf)}" for leaf in (b, a)]
+        forms = [
+            jax.typeof(leaf).str_short() + " (weak type)" * getattr(leaf, "weak_type", False)
+            for leaf in (b, a)
+        ]
         _require(forms[0] == forms[1], wanted, f"{forms[0]} for {forms[1]} at {_place(path)}")
 
 
@@ -471,8 +477,8 @@ def require_same(wanted: str, got: Any, same: Any, tolerance: float = 0.0) -> No
         a, b = np.asarray(leaf), np.asarray(other)
         equal = a.shape == b.shape and a.dtype == b.dtype
         if equal and tolerance and _is_floating(a):
-            wide, expected = b.astype(np.float64), a.astype(np.float64)
-            equal = np.allclose(wide, expected, tolerance, tolerance, equal_nan=True)
+            wide = b.astype(np.float64), a.astype(np.float64)
+            equal = np.allclose(*wide, tolerance, tolerance, equal_nan=True)
         elif equal:
             equal = a.tobytes() == b.tobytes()
         where = f" at {_place(path)}" if path else ""
@@ -494,10 +500,6 @@ def _place(path: tuple[Any, ...]) -> str:
     return keystr(path) or "the root"
 
 
-def _weak(leaf: Any) -> str:
-    return " (weak type)" if getattr(leaf, "weak_type", False) else ""
-
-
 def _is_floating(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
@@ -505,14 +507,6 @@ def _is_floating(leaf: Any) -> bool:
 def _is_name(entry: Any) -> bool:
     name = entry.key if isinstance(entry, DictKey) else getattr(entry, "name", None)
     return isinstance(entry, DictKey | GetAttrKey) and str(name).isidentifier()
-
-
-def _any(tree: Any) -> bool:
-    return bool(jax.tree.leaves(tree))
-
-
-def _bits(tree: Any) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def _repeated(used: list[bytes]) -> str:

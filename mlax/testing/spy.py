@@ -131,10 +131,7 @@ def keys_used(function: Callable[[Key], Any], rng: Key) -> list[bytes]:
     """Return the keys that `function` consumes, each as often as it is consumed."""
     jax.effects_barrier()
     _used.clear()
-    jax.block_until_ready(function(jax.random.wrap_key_data(_data(rng), impl=RECORDED)))
+    data = jax.random.key_data(rng).ravel()[:2]
+    jax.block_until_ready(function(jax.random.wrap_key_data(data, impl=RECORDED)))
     jax.effects_barrier()
     return list(_used)
-
-
-def _data(rng: Key) -> jax.Array:
-    return jax.random.key_data(rng).ravel()[:2]

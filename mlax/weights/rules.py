@@ -412,9 +412,7 @@ def revert(made: tuple[Any, Any], table: Table) -> dict[str, Array]:
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def _restored(
-    name: str, parts: dict[Part, tuple[Array, Rule]], wrong: list[str]
-) -> Array | None:
+def _restored(name: str, parts: dict[Part, tuple[Array, Rule]], wrong: list[str]) -> Array | None:
     """Return the tensor made of its parts; add to `wrong` those that are missing or differ."""
     total = max(part.total for part in parts)
     wanted = [Part(name, i, total) for i in range(total)]

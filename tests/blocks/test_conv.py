@@ -168,7 +168,7 @@ def test_half_precision() -> None:
 
 def test_errors() -> None:
     x = normal(4, 4, 2)
-    with pytest.raises(ValueError, match="conv_transpose: expected padding to be VALID, SAME"):
+    with pytest.raises(ValueError, match="conv_transpose: expected padding to be one of VALID, SAME"):
         conv_transpose(3, filter_shape=2, padding="SAME_LOWER")
     with pytest.raises(ValueError, match="conv_transpose: expected out_channels to be a positive"):
         conv_transpose(0, filter_shape=2)

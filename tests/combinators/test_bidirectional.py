@@ -86,8 +86,8 @@ def test_errors() -> None:
     x = normal(4, 2), (normal(3), normal(3))
     with pytest.raises(TypeError, match="bidirectional: expected cell_backward to be a layer"):
         bidirectional(rnn_cell(3), rnn_cell)  # type: ignore[arg-type]  # wrong types on purpose
-    with pytest.raises(ValueError, match="recurrent: expected unroll to be a positive"):
-        bidirectional(rnn_cell(3), rnn_cell(3), unroll=0)
+    with pytest.raises(ValueError, match="recurrent: expected unroll to be a bool or a"):
+        bidirectional(rnn_cell(3), rnn_cell(3), unroll=-1)
     with pytest.raises(TypeError, match=r"^bidirectional: expected x\[1\] to be a pair \(h_fo"):
         bidirectional(rnn_cell(3), rnn_cell(3)).init(KEY, (x[0], x[1][0]))
     with pytest.raises(ValueError, match="rnn_cell: expected h to be of shape") as info:

@@ -247,5 +247,5 @@ def test_numbers_of_python_are_cast_as_under_jit() -> None:
 @pytest.mark.parametrize("name", ["params_dtype", "compute_dtype", "output_dtype"])
 def test_a_dtype_that_is_not_floating_raises_at_once(name: str) -> None:
     hparams: dict[str, Any] = {name: jnp.int32}
-    with pytest.raises(TypeError, match=f"^cast: expected {name} to be a floating dtype, got int32"):
+    with pytest.raises(TypeError, match=f"^cast: expected {name} to be a real floating dtype, got int32"):
         mlax.cast(mlax.linear(2), **hparams)

@@ -253,7 +253,8 @@ def test_a_block_reads_the_adapted_params() -> None:
 
 def test_adapters_and_other_params_that_come_back_from_a_file() -> None:
     model: Any = mlax.series(mlax.dense(4), mlax.layer_norm())
-    for layer in (mlax.lora(model, "0.kernel", 2), mlax.quantized(model, "0.kernel")):
+    layers: list[Any] = [mlax.lora(model, "0.kernel", 2), mlax.quantized(model, "0.kernel")]
+    for layer in layers:
         params, state = layer.init(KEY, X)
         read = [{"kernel": params[0].kernel, "bias": params[0].bias}, params[1]]
         wanted = r"^\w+: expected params to be of the same structure .*, got a list; .* by path: "

@@ -19,9 +19,10 @@ from jax import lax
 import mlax
 from mlax import functional, nn, positions
 from mlax.arguments import AnyLayer
+from mlax.belonging import require_params
 from mlax.combinators import Call, Child, Made, init_only_child, transform
 from mlax.layer import AxisName, Key, Layer, State
-from mlax.pair import PairBase, require_params
+from mlax.pair import PairBase
 from mlax.testing import Example, spy
 
 KEY = jax.random.key(3)

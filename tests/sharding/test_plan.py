@@ -396,4 +396,4 @@ def test_the_table() -> None:
     assert lines[2].split() == first.split()
     assert "on each of 8 devices (data 4, model 2)" in lines
     ideal = mlax.nbytes(plan.shapes.params) / 8
-    assert ideal <= mlax.sharding.table.bytes_by_part(plan)["params"] < 1.1 * ideal
+    assert ideal <= plan.bytes_by_part()["params"] < 1.1 * ideal

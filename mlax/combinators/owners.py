@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any, NamedTuple
 
-from mlax.combinators.child import Child
+from mlax.combinators.child import Child, layers_by_path
 from mlax.combinators.ensemble import EnsembleConfig
 from mlax.combinators.moe import MoeConfig
 from mlax.combinators.pipeline import PipelineConfig
@@ -11,7 +11,6 @@ from mlax.combinators.repeat import RepeatConfig
 from mlax.layers.conv import ConvConfig
 from mlax.layers.dense import DenseConfig
 from mlax.layers.linear import LinearConfig
-from mlax.outline import layers_by_path
 
 STACKED = RepeatConfig, EnsembleConfig, PipelineConfig
 """Combinators of one layer whose arrays have a leading axis of copies."""

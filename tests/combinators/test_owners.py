@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import mlax
-from mlax.owners import owner_of, owners_of
+from mlax.combinators.owners import owner_of, owners_of
 from mlax.outline import abstract_model
 
 EXPERTS = mlax.moe(mlax.repeat(mlax.dense(8), 2), 3, 1)

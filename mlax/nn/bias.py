@@ -1,6 +1,6 @@
 """`Bias`: `mlax.bias` as a module."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,19 @@ from mlax.module import Parameter
 from mlax.nn.base import PairModule
 
 
-class Bias(PairModule[jax.Array, jax.Array]):
+class Featurewise(PairModule[jax.Array, jax.Array]):
+    """A module with `in_features`, kept as a tuple."""
+
+    in_features: InFeatures
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; one entry of `in_features` is a sequence of one."""
+        if name == "in_features":
+            value = entries(type(self).__name__, name, value)
+        super().__setattr__(name, value)
+
+
+class Bias(Featurewise):
     """Addition of a trained term: see `mlax.bias`. The bias is the parameter `bias_kernel`."""
 
     _pair = bias
@@ -27,8 +39,7 @@ class Bias(PairModule[jax.Array, jax.Array]):
         """Hold the key and the hyperparameters of `mlax.bias`."""
         super().__init__()
         self.rng: Key | None = rng
-        features = self._pair.read_one("in_features", in_features)
-        self.in_features: Sequence[int | None] = entries("bias", "in_features", features)
+        self.in_features = in_features
         self.bias_initializer = bias_initializer
         self.dtype = dtype
         self.bias_kernel: Parameter = Parameter(trainable=True)

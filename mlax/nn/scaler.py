@@ -1,21 +1,19 @@
 """`Scaler`: `mlax.scaler` as a module."""
 
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mlax.arguments import entries
 from mlax.initializers import Initializer
 from mlax.layer import Key
 from mlax.layers.bias import InFeatures
 from mlax.layers.scaler import ScalerParams, scaler
 from mlax.module import Parameter
-from mlax.nn.base import PairModule
+from mlax.nn.bias import Featurewise
 
 
-class Scaler(PairModule[jax.Array, jax.Array]):
+class Scaler(Featurewise):
     """Multiplication by a trained factor: see `mlax.scaler`, with the parameter `scaler_kernel`."""
 
     _pair = scaler
@@ -28,8 +26,7 @@ class Scaler(PairModule[jax.Array, jax.Array]):
         """Hold the key and the hyperparameters of `mlax.scaler`."""
         super().__init__()
         self.rng: Key | None = rng
-        features = self._pair.read_one("in_features", in_features)
-        self.in_features: Sequence[int | None] = entries("scaler", "in_features", features)
+        self.in_features = in_features
         self.scaler_initializer = scaler_initializer
         self.dtype = dtype
         self.scaler_kernel: Parameter = Parameter(trainable=True)

@@ -112,6 +112,15 @@ CHANGES: list[tuple[str, Callable[[], Any], Any, str, Any, Callable[[Any], Any]]
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("cls", [nn.Bias, nn.Scaler])
+def test_in_features_are_a_tuple(cls: Any) -> None:
+    module = cls(KEY, -1)
+    assert module.in_features == (-1,)
+    for given, kept in ((1, (1,)), ([0, None, np.int64(3)], (0, 0, 3)), (np.arange(2), (0, 1))):
+        module.in_features = given
+        assert module.in_features == kept
+
+
 def test_a_function_of_a_loop_takes_effect() -> None:
     call = jax.jit(lambda module: module(X, None)[0])
     module = nn.F(lambda x: x)

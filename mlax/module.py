@@ -17,10 +17,12 @@ from jax.tree_util import GetAttrKey
 from mlax.arguments import described
 from mlax.equality import source
 from mlax.errors import expected, message
+from mlax.holdings import Holdings, entries_of, require_alive, require_static, undone_if_it_fails
+from mlax.holdings import walk
 from mlax.layer import AxisName, Key
-from mlax.structure import Attributes, Holdings, KeyOfEndedTrace, Node, Structure
-from mlax.structure import at_top_level, contents_of, copied, entries_of, is_array, require_alive
-from mlax.structure import require_static, set_contents, undone_if_it_fails, walk, without_dead_keys
+from mlax.structure import Attributes, KeyOfEndedTrace, Node, Structure
+from mlax.structure import at_top_level, contents_of, copied, is_array, set_contents
+from mlax.structure import without_dead_keys
 
 __all__ = ["Module", "Parameter", "is_leaf_param", "is_non_trainable_param", "is_trainable_param"]
 

@@ -11,11 +11,11 @@ from mlax.arguments import leading_length, read_pair, saturated
 from mlax.combinators import require_equal_shapes, shapes
 from mlax.combinators.recurrent import recurrent
 from mlax.errors import expected
+from mlax.holdings import walk
 from mlax.layer import AxisName, Key, needs_rng
 from mlax.module import Module, Parameter, is_leaf_param
 from mlax.nn.base import OverPair
 from mlax.nn.child import call_child, read_module
-from mlax.structure import walk
 
 
 class _Recurrent(OverPair[tuple[Any, Any], tuple[Any, Any]]):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mlax import mesh
-from mlax.arguments import AnyLayer, Unroll, leading_length, read_pair
+from mlax.arguments import AnyLayer, Unroll, leading_length, read_pair, require_ndims
 from mlax.combinators import (
     Call, Child, Made, Transform, init_only_child, rejoined, require_equal_shapes, separated,
     shapes, stacked, transform,
@@ -31,6 +31,8 @@ class RecurrentConfig(NamedTuple):
     """Whether the last step is run first."""
     unroll: int
     """Number of steps per iteration of the loop."""
+    ndims: tuple[int, ...]
+    """The ranks of the leaves of (xs, h) in `init`."""
 
 
 class Recurrent(Transform[Any, State[Any, RecurrentConfig], tuple[Any, Any], tuple[Any, Any]]):
@@ -54,9 +56,10 @@ def apply(
     call: Call, config: RecurrentConfig, params: Any, variables: Any, x: tuple[Any, Any]
 ) -> tuple[tuple[Any, Any], Any]:
     """Return the outputs of all steps and the last carry: see `mlax.recurrent`."""
-    cell, reverse, unroll = config
+    cell, reverse, unroll, ndims = config
     xs, h = read_pair("recurrent", "x", x, "(xs, h)")
     length = leading_length("recurrent", "xs", xs, "time")
+    require_ndims("recurrent", xs, ndims[: len(jax.tree.leaves(xs))])
     is_one = unroll == 1 and unroll is not True or unroll is False
     if not is_one and type(length) is not int:  # symbolic, in jax.export
         way_out = "several steps at a time need a known length"
@@ -104,7 +107,8 @@ def recurrent(
 
     Raises:
         TypeError: an argument is of the wrong type, or the carry changes its shapes or dtypes.
-        ValueError: the leaves of `xs` have no common leading axis, or `unroll` is negative.
+        ValueError: the leaves of `xs` have no common leading axis or other ranks than in `init`, or
+            `unroll` is negative.
         Exception: whatever the cell raises, with a note that gives its path.
 
     >>> import jax, jax.numpy as jnp, mlax

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlax.arguments import AnyLayer, Rate, required_key
+from mlax.arguments import AnyLayer, Rate, require_ndims, required_key
 from mlax.combinators import Around, Call, Child, Made, apply_keys, init_only_child, transform
 from mlax.errors import message
 from mlax.layer import Key
@@ -22,13 +22,16 @@ class StochasticDepthConfig(NamedTuple):
     """The layer."""
     rate: float
     """Probability that it is dropped."""
+    ndims: tuple[int, ...]
+    """The ranks of the leaves of x in `init`."""
 
 
 def apply(
     call: Call, config: StochasticDepthConfig, params: Any, variables: Any, x: Any
 ) -> tuple[Any, Any]:
     """Return the output of the layer, or zeros: see `mlax.stochastic_depth`."""
-    child, rate = config
+    child, rate, ndims = config
+    require_ndims("stochastic_depth", x, ndims)
     layer_rng, drop_rng = apply_keys(call.rng, [child.needs_rng, True])
     y, variables = call(child, params, variables, x, layer_rng)
     if not call.inference_mode:
@@ -64,7 +67,7 @@ def stochastic_depth(rng: Key, x: Any, layer: AnyLayer, rate: Rate) -> Made:
 
     Raises:
         TypeError: an argument is of the wrong type, or the layer returns integers.
-        ValueError: `rate` is outside [0, 1), or there is no key.
+        ValueError: `rate` is outside [0, 1), there is no key, or x has another rank than in `init`.
         Exception: whatever the layer raises, with a note that gives its path.
 
     Source: Huang et al., "Deep networks with stochastic depth", 2016;

@@ -397,3 +397,18 @@ def test_missing_key_in_training_names_rng_and_the_layer() -> None:
     with pytest.raises(ValueError, match="^dropout: expected rng to be a PRNG key") as error:
         model.apply(params, state, x)
     assert notes(error) == ["in recurrent > series[0] > parallel[0] > dropout"]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_batch_is_not_taken_for_time(bidirectional: bool) -> None:
+    cells: list[Any] = [mlax.gru_cell(2), mlax.gru_cell(2)]
+    layer: Any = mlax.bidirectional(*cells) if bidirectional else mlax.recurrent(cells[0])
+
+    def given(xs: Any) -> Any:
+        return (xs, (None, None)) if bidirectional else (xs, None)
+
+    xs = jnp.ones((3, 3, 2))
+    params, state = layer.init(KEY, given(xs[0]))
+    layer.apply(params, state, given(xs[0]))
+    with pytest.raises(ValueError, match="recurrent: expected x with 2 axes, as in init, got shape"):
+        layer.apply(params, state, given(xs))

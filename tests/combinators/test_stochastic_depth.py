@@ -130,3 +130,10 @@ def test_where_promotion_is_strict(dtype: Any) -> None:
     with jax.numpy_dtype_promotion("strict"):
         params, state = layer.init(KEY, x)
         assert layer.apply(params, state, x, KEY)[0].dtype == dtype
+
+
+def test_a_batch_is_not_dropped_as_one() -> None:
+    layer = stochastic_depth(mlax.dense(2), 0.5)
+    params, state = layer.init(KEY, normal(3))
+    with pytest.raises(ValueError, match="stochastic_depth: expected x with 1 axis, as in init, got"):
+        layer.apply(params, state, normal(4, 3), KEY)

@@ -56,7 +56,7 @@ def _read(x: Any) -> tuple[Any, Any]:
 
 @stateless(apply, RelativeBiasConfig)
 def relative_bias(
-    rng: Key, x: Any, num_heads: Size, num_buckets: Size = 32, *, max_distance: Size = 128,
+    rng: Key, x: Any, num_heads: Size, *, num_buckets: Size = 32, max_distance: Size = 128,
     bidirectional: bool = True, embed_initializer: Initializer = embedding_normal,
     dtype: DType = jnp.float32,
 ) -> EmbedParams:

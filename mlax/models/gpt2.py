@@ -60,7 +60,7 @@ def wiring(sub: Sublayers, x: Any) -> Any:
 
 @composed(needs_rng=lambda config, cache_length=None, remat=False: config.dropout_rate > 0)
 def gpt2(
-    x: Any, config: Annotated[Gpt2Config, instance_of(Gpt2Config)],
+    x: Any, config: Annotated[Gpt2Config, instance_of(Gpt2Config)], *,
     cache_length: Size | None = None, remat: bool = False,
 ) -> Layer[dict[str, Any], DictState, Any, jax.Array]:
     """GPT-2: logits of the next tokens.

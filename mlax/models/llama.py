@@ -88,7 +88,7 @@ def wiring(sub: Sublayers, x: Any, *, tied_embeddings: bool) -> Any:
 
 @composed()
 def llama(
-    x: Any, config: Annotated[LlamaConfig, instance_of(LlamaConfig)],
+    x: Any, config: Annotated[LlamaConfig, instance_of(LlamaConfig)], *,
     cache_length: Size | None = None, cache_policy: CachePolicy = "error", remat: bool = False,
 ) -> Layer[dict[str, Any], DictState, Any, jax.Array]:
     """Llama 3, Qwen 3 or Mistral: logits of the next tokens.

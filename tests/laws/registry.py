@@ -1265,7 +1265,7 @@ CASES = (
     ),
     Case(
         name="relative_bias",
-        layer=mlax.relative_bias(2, 4, max_distance=3),
+        layer=mlax.relative_bias(2, num_buckets=4, max_distance=3),
         x=(np.array([4, 0, 2], np.int32), np.array([[1, 9]], np.int32)),
     ),
     Case(name="mlp", layer=mlax.mlp(3, jnp.tanh, gated=True), x=normal(2, 4)),

@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 
 
 def test_each_distance_has_the_row_of_its_bucket() -> None:
-    layer = mlax.relative_bias(3, 8, max_distance=16, bidirectional=False)
+    layer = mlax.relative_bias(3, num_buckets=8, max_distance=16, bidirectional=False)
     queries, keys = jnp.array([[0, 5], [20, 3]]), jnp.array([0, 4, 18])
     params, state = layer.init(KEY, (queries, keys))
     y, _ = layer.apply(params, state, (queries, keys))
@@ -31,7 +31,7 @@ def test_one_bias_serves_a_decoder_in_chunks() -> None:
     def model(cache_length: int | None) -> Any:
         attend = mlax.attention(2, causal=True, cache_length=cache_length)
 
-        @mlax.block(bias=mlax.relative_bias(2, 4, bidirectional=False), attend=attend)
+        @mlax.block(bias=mlax.relative_bias(2, num_buckets=4, bidirectional=False), attend=attend)
         def wired(sub: Any, inputs: Any) -> Any:
             x, positions = inputs
             slots = positions if cache_length is None else jnp.arange(cache_length)
@@ -62,4 +62,4 @@ def test_what_is_no_pair_of_positions_is_refused(x: Any, error: Any, match: str)
     with pytest.raises(error, match=match):
         mlax.relative_bias(2).init(KEY, x)
     with pytest.raises(ValueError, match="num_buckets to be an even number"):
-        mlax.relative_bias(2, 3).init(KEY, (jnp.arange(3), jnp.arange(3)))
+        mlax.relative_bias(2, num_buckets=3).init(KEY, (jnp.arange(3), jnp.arange(3)))

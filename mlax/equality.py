@@ -136,10 +136,12 @@ def _noted(value: Any, variables: dict[str, Any], seen: set[types.FunctionType])
     """Return a value as it is now; functions with the same globals are followed."""
     if isinstance(value, types.FunctionType) and value.__globals__ is variables:
         return value.__code__ if value in seen else _contents(value, seen)
-    if type(value) in (tuple, list) and len(value) <= _MOST_ENTRIES:
+    if isinstance(value, tuple | list | dict) and type(value) in (tuple, list, dict):
+        if len(value) > _MOST_ENTRIES:
+            return _Noted(value)
+        if isinstance(value, dict):
+            return {key: _noted(entry, variables, seen) for key, entry in value.items()}
         return [type(value), *(_noted(entry, variables, seen) for entry in value)]
-    if type(value) is dict and len(value) <= _MOST_ENTRIES:
-        return {key: _noted(entry, variables, seen) for key, entry in value.items()}
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype, hashlib.sha256(value.tobytes()).digest()
     return set(value) if type(value) is set else _Noted(value)

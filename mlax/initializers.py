@@ -99,7 +99,7 @@ def _scaled(
     while not is_staged and 512 * length <= size:
         length *= 16
     block, starts = _blocks(shape, length)
-    counts = np.ravel_multi_index(tuple(starts.T), shape).astype(np.uint32)
+    counts: Any = np.ravel_multi_index(tuple(starts.T), shape).astype(np.uint32)
 
     def step(carry: tuple[jax.Array | None, jax.Array], at: Any) -> Any:
         (array, words), (count, place) = carry, at
@@ -129,17 +129,14 @@ def _blocks(shape: tuple[int, ...], length: int) -> tuple[tuple[int, ...], np.nd
 
     A block has at most `length` elements.
     """
-    rest = math.prod(shape)
-    for axis, n in enumerate(shape):
-        rest //= n
-        if rest <= length:
-            break
-    rows = min(n, length // rest)
+    axis = next(i for i in range(len(shape)) if math.prod(shape[i + 1:]) <= length)
+    count, inner = shape[axis], shape[axis + 1:]
+    rows = min(count, length // math.prod(inner))
     starts = [
-        (*before, min(row, n - rows), *[0] * (len(shape) - axis - 1))
-        for before in np.ndindex(shape[:axis]) for row in range(0, n, rows)
+        (*outer, min(row, count - rows), *[0] * len(inner))
+        for outer in np.ndindex(shape[:axis]) for row in range(0, count, rows)
     ]
-    return (*[1] * axis, rows, *shape[axis + 1:]), np.array(starts)
+    return (*[1] * axis, rows, *inner), np.array(starts)
 
 
 def _has_chunks(key: Key, shape: tuple[int, ...], dtype: DTypeLike, is_staged: bool) -> bool:

@@ -93,7 +93,7 @@ class Parameter(Node):
                 what = "modules and parameters in Parameter(None, ...)"
                 way_out = "wrap it in Parameter(True, ...) or Parameter(False, ...)"
                 raise TypeError(expected(owner, what, described(leaf), way_out))
-            if trainable is not None and isinstance(leaf, Node):
+            if trainable is not None and isinstance(leaf, Node) and not _is_all(leaf, trainable):
                 what = f"arrays in Parameter({trainable}, ...)"
                 way_out = "hold modules and parameters in Parameter(None, [...])"
                 raise TypeError(expected(owner, what, described(leaf), way_out))
@@ -106,6 +106,14 @@ class Parameter(Node):
 
     def __repr__(self) -> str:
         return _repr(self)
+
+
+def _is_all(node: Node, trainable: object) -> bool:
+    """Return whether a module is set up and its parameters are trained alike, as in `as_module`."""
+    parts = [part for _, part in walk(node)]
+    are_set_up = all(part.initialized for part in parts if isinstance(part, Module))
+    leaves = [part for part in parts if is_leaf_param(part) and part.data is not None]
+    return are_set_up and all(part.trainable is trainable for part in leaves)
 
 
 def is_trainable_param(x: object) -> bool:

@@ -225,10 +225,11 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
         """Return `(y, state)`, with a state that differs only in its values."""
         try:
             result = self.unchecked_apply(params, state, x, *call)
-            y, after = pair_of(self.__name__, "apply", "(y, state)", result)
+            pair: tuple[Y_co, S] = pair_of(self.__name__, "apply", "(y, state)", result)
         except Exception as error:
             mesh.explain(self.__name__, error)
             raise
+        after: Any = pair[1]
         if isinstance(state, State) and isinstance(after, State):
             require_like(self.__name__, state.variables, after.variables)
         elif isinstance(state, State):
@@ -236,7 +237,7 @@ class PairBase(Generic[P, S, X_contra, Y_co]):
             raise TypeError(message(self.__name__, name, "a State", got))
         else:
             require_like(self.__name__, state, after)
-        return y, after
+        return pair
 
     def require_call(
         self, params: Any, state: Any, x: Any, rng: Any, inference_mode: Any, batch_axis_name: Any

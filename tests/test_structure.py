@@ -546,5 +546,5 @@ def test_wrong_layers_that_are_added_later_are_told() -> None:
     model.layers.data = (nn.Linear(KEY, 2),)
     with pytest.raises(TypeError, match="^Series: expected layers.data to be a list of modules"):
         model(X, None)
-    with pytest.raises(TypeError, match="^F: expected train_fn to be a function, got a Linear"):
+    with pytest.raises(TypeError, match="^F: expected train_fn to be no module, got a Linear; hold"):
         nn.F(nn.Linear(KEY, 2))

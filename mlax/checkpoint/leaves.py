@@ -38,7 +38,9 @@ class Leaf(NamedTuple):
         return f"{dtype}[{','.join(map(str, shape))}]"
 
 
-NUMBERS = {bool: np.dtype(bool), int: np.dtype(np.int64), float: np.dtype(np.float64)}
+NUMBERS: dict[type, np.dtype[Any]] = {
+    bool: np.dtype(bool), int: np.dtype(np.int64), float: np.dtype(np.float64),
+}
 """The dtypes of Python numbers."""
 
 

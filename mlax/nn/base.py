@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
-from mlax.arguments import require_key
+from mlax.arguments import described, require_key
 from mlax.errors import expected, message
 from mlax.layer import AxisName, Key, State
 from mlax.module import Module
@@ -73,6 +73,8 @@ class OverPair(Documented, Generic[X, Y]):
     _variables: ClassVar[tuple[Callable[..., Any], tuple[str, ...]]] = (lambda: (), ())
     """The type of the variables, and the attributes that hold its fields."""
 
+    _sequences: ClassVar[tuple[str, ...]] = ()
+    """Hyperparameters that are kept as tuples: one entry is a sequence of one."""
     _one_rank: ClassVar[bool] = False
     """Whether `setup` keeps the number of axes of x, and another one raises."""
 
@@ -82,7 +84,12 @@ class OverPair(Documented, Generic[X, Y]):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a hyperparameter is checked, and kept in its plain form."""
         if name in self._pair.__signature__.parameters:
+            if isinstance(value, Module):
+                wanted, way_out = "no module", "hold the module itself, as in nn.Series([module])"
+                raise TypeError(message(type(self).__name__, name, wanted, described(value), way_out))
             value = self._pair.read_one(name, value)
+            if name in self._sequences and not isinstance(value, tuple):
+                value = (value,)
         elif name == "rng" and value is not None:
             require_key(type(self).__name__, value)
         super().__setattr__(name, value)
@@ -136,6 +143,8 @@ class OverPair(Documented, Generic[X, Y]):
 
     def _require_sizes(self) -> None:
         for name, sizes in self._sizes().items():
+            if getattr(self, name).data is None:
+                continue  # the pair tells what is missing
             shape = getattr(self, name).data.shape
             pairs = zip(sizes, shape, strict=False)
             if len(sizes) != len(shape) or any(size not in (None, n) for size, n in pairs):

@@ -1,12 +1,9 @@
 """`Bias`: `mlax.bias` as a module."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mlax.arguments import entries
 from mlax.initializers import Initializer
 from mlax.layer import Key
 from mlax.layers.bias import BiasParams, InFeatures, bias
@@ -14,23 +11,12 @@ from mlax.module import Parameter
 from mlax.nn.base import PairModule
 
 
-class Featurewise(PairModule[jax.Array, jax.Array]):
-    """A module with `in_features`, kept as a tuple."""
-
-    in_features: InFeatures
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; one entry of `in_features` is a sequence of one."""
-        if name == "in_features":
-            value = entries(type(self).__name__, name, value)
-        super().__setattr__(name, value)
-
-
-class Bias(Featurewise):
+class Bias(PairModule[jax.Array, jax.Array]):
     """Addition of a trained term: see `mlax.bias`. The bias is the parameter `bias_kernel`."""
 
     _pair = bias
     _params = BiasParams, ("bias_kernel",)
+    _sequences = ("in_features",)
 
     def __init__(
         self, rng: Key, in_features: InFeatures,

@@ -10,14 +10,15 @@ from mlax.layer import Key
 from mlax.layers.bias import InFeatures
 from mlax.layers.scaler import ScalerParams, scaler
 from mlax.module import Parameter
-from mlax.nn.bias import Featurewise
+from mlax.nn.base import PairModule
 
 
-class Scaler(Featurewise):
+class Scaler(PairModule[jax.Array, jax.Array]):
     """Multiplication by a trained factor: see `mlax.scaler`, with the parameter `scaler_kernel`."""
 
     _pair = scaler
     _params = ScalerParams, ("scaler_kernel",)
+    _sequences = ("in_features",)
 
     def __init__(
         self, rng: Key, in_features: InFeatures,

@@ -248,7 +248,9 @@ class Static:
     def __init__(self, config: Hashable) -> None:
         self.config = config
         self.hash = None
-        equality.remember(config)
+        for entry in config if isinstance(config, tuple) else (config,):
+            if callable(entry):  # others are those of layers, which know them
+                equality.remember(entry)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Static):

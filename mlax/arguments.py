@@ -218,7 +218,7 @@ def read_layer(owner: str, name: str, value: Any) -> Layer[Any, Any, Any, Any]:
         got, way_out = f"a {type(value).__name__}", f"unpack it, as in {owner}(*layers)"
     elif hasattr(value, "bind"):
         got = f"{value!r} without its hyperparameters"
-        way_out = f"call it, as in mlax.{value.__name__}(...)"
+        way_out = f"call it, as in {value.__name__}(...)"
     elif hasattr(value, "forward"):
         got, way_out = "a module", "turn it into a layer with mlax.as_layer(module)"
     elif callable(value):

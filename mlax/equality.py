@@ -11,7 +11,6 @@ in what a variable held at the time. So it counts as it was when mlax first saw 
 is before jax traces it: see `remember`.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -101,8 +100,11 @@ def remember(value: Any) -> None:
     """Note what functions in a static value refer to, unless it was noted before."""
     if isinstance(value, types.FunctionType):
         if value not in _SEEN:
-            with contextlib.suppress(ValueError):  # a cell that is still empty
+            _SEEN[value] = None  # while its closure is searched, which may hold the function
+            try:
                 _SEEN[value] = _contents(value, set())
+            except ValueError:  # a cell that is still empty
+                del _SEEN[value]
     elif isinstance(value, functools.partial):
         remember((value.func, value.args, value.keywords))
     elif isinstance(value, types.MethodType):
@@ -117,7 +119,7 @@ def _contents(function: types.FunctionType, seen: set[types.FunctionType]) -> An
     seen.add(function)
     closure = [cell.cell_contents for cell in function.__closure__ or ()]
     variables, used = function.__globals__, {}
-    if (function.__module__ or "").partition(".")[0] not in ("jax", "mlax"):
+    if str(variables.get("__name__")).partition(".")[0] not in ("jax", "mlax"):
         used = {name: variables[name] for name in _names(function.__code__) if name in variables}
     parts = function.__defaults__, function.__kwdefaults__, closure, function.__dict__, used
     code = (function.__code__, id(variables), function.__qualname__)
@@ -133,7 +135,10 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _noted(value: Any, variables: dict[str, Any], seen: set[types.FunctionType]) -> Any:
-    """Return a value as it is now; functions with the same globals are followed."""
+    """Return a value as it is now; functions with the same globals are followed.
+
+    Others are noted for themselves, unless they can be imported: these stay as they are.
+    """
     if isinstance(value, types.FunctionType) and value.__globals__ is variables:
         return value.__code__ if value in seen else _contents(value, seen)
     if isinstance(value, tuple | list | dict) and type(value) in (tuple, list, dict):
@@ -144,6 +149,8 @@ def _noted(value: Any, variables: dict[str, Any], seen: set[types.FunctionType])
         return [type(value), *(_noted(entry, variables, seen) for entry in value)]
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype, hashlib.sha256(value.tobytes()).digest()
+    if not isinstance(value, types.FunctionType) or value.__closure__ or "<" in value.__qualname__:
+        remember(value)
     return set(value) if type(value) is set else _Noted(value)
 
 

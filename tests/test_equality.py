@@ -292,6 +292,32 @@ def test_functions_of_a_loop_differ_by_the_variable_of_the_loop() -> None:
     assert not equal(functions[0], functions[1]) and equal(functions[0], functions[2])
 
 
+@pytest.mark.parametrize(
+    "around",
+    [
+        jax.vmap, jax.grad, jax.checkpoint, lambda f: functools.partial(f), lambda f: lambda x: f(x),
+        lambda f: functools.wraps(f)(lambda x: f(x)), lambda f: jax.vmap(jax.checkpoint(f)),
+        lambda f: lambda x: functools.partial(f, x)(),
+    ],
+)
+def test_a_function_within_counts_as_it_was(around: Callable[[Any], Any]) -> None:
+    functions = [first_seen(around(lambda x: by * x)) for by in (1.0, 2.0, 1.0)]
+    assert not equal(functions[0], functions[1]) and equal(functions[0], functions[2])
+    for by in (1.0, 2.0):
+        functions.append(first_seen(around(lambda x: by * x)))
+    assert not equal(*functions[3:])
+
+
+def test_a_function_in_its_own_closure() -> None:
+    def make() -> Callable[..., Any]:
+        def count(n: int) -> Any:
+            return jax.checkpoint(count)(n - 1) if n else 0
+
+        return first_seen(count)
+
+    assert equal(make(), make())
+
+
 def test_a_closure_counts_as_it_was() -> None:
     config, entries, table = Config(), [1.0], np.ones(3)
 

@@ -117,7 +117,7 @@ def test_lists_functions_pairs_and_modules_among_layers() -> None:
         ([a, b], r"a list; unpack it, as in series\(\*layers\)"),
         ((init_nothing, apply_nothing), r"a tuple; unpack it, as in series\(\*layers\)"),
         (jax.nn.relu, r"the function relu; .* mlax.f\(relu\)"),
-        (mlax.linear, r"<pair linear> .*call it.*mlax.linear"),
+        (mlax.linear, r"<pair linear> .*call it.*in linear"),
         (mlax.nn.Linear(KEY, 3), r"a module; .* mlax.as_layer\(module\)"),
     ]
     for value, got in wrong:

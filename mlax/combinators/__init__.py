@@ -25,6 +25,26 @@ pass:
     def recompute(rng, x, layer: mlax.Layer):
         return init_only_child("recompute", layer, rng, x)
 
+A loop carries the variables from step to step, and stacks what `mlax.tap` records beside them:
+
+    class LoopConfig(NamedTuple):
+        layer: Child
+        n: int
+
+    def apply(call, config, params, variables, x):
+        def step(carry, rng):
+            x, before = carry
+            y, after = call(config.layer, params, before, x, rng)
+            after, values = separated(after, before)
+            return (y, after), values
+        rngs = None if call.rng is None else jax.random.split(call.rng, config.n)
+        (x, variables), values = jax.lax.scan(step, (x, variables), rngs, config.n)
+        return x, rejoined(variables, values)
+
+    @transform(apply, LoopConfig)
+    def loop(rng, x, layer: mlax.Layer, n: mlax.types.Size):
+        return init_only_child("loop", layer, rng, x)
+
 Keys, batch axes, state, pickling, paths in errors and profiles, and the check that a state belongs
 to the layer then work as in our own combinators. `mlax.testing.check_laws` tests that they do. With
 annotations and `@transform(apply, RecomputeConfig, Around)`, type checkers know the params,

@@ -312,3 +312,39 @@ def test_what_the_functions_of_a_transform_forget() -> None:
 
     with pytest.raises(TypeError, match="^unmade: expected what init returns to be a Made"):
         unmade(mlax.dense(3)).init(KEY, rows)
+
+
+class LoopConfig(NamedTuple):
+    """Configuration of the loop of the docstring of the kit."""
+
+    layer: combinators.Child
+    n: int
+
+
+def loop_apply(call: Any, config: LoopConfig, params: Any, variables: Any, x: Any) -> Any:
+    """Run the layer n times."""
+
+    def step(carry: Any, rng: Any) -> Any:
+        x, before = carry
+        y, after = call(config.layer, params, before, x, rng)
+        after, values = combinators.separated(after, before)
+        return (y, after), values
+
+    rngs = None if call.rng is None else jax.random.split(call.rng, config.n)
+    (x, variables), values = jax.lax.scan(step, (x, variables), rngs, config.n)
+    return x, combinators.rejoined(variables, values)
+
+
+@combinators.transform(loop_apply, LoopConfig)
+def loop(rng: Key, x: Any, layer: Layer[Any, Any, Any, Any], n: Size) -> combinators.Made:
+    """Run a layer n times."""
+    return combinators.init_only_child("loop", layer, rng, x)
+
+
+def test_a_loop_can_be_tapped() -> None:
+    body = mlax.series(mlax.dense(3), mlax.f(jnp.tanh))
+    params, state = loop(body, 2).init(KEY, X)
+    (y, taps), _ = mlax.tap(loop(body, 2)).apply(params, state, X)
+    np.testing.assert_array_equal(y, taps["1"][-1])
+    np.testing.assert_allclose(taps["1"], np.tanh(taps["0"]), rtol=1e-6)
+    mlax.testing.check_laws(loop(mlax.testing.spy(), 2), X)

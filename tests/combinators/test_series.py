@@ -348,7 +348,7 @@ def test_init_runs_no_forward_pass() -> None:
 @pytest.mark.parametrize(
     ("layers", "got"),
     [
-        ((mlax.linear,), r"<pair linear> .*; call it.*mlax.linear\("),
+        ((mlax.linear,), r"<pair linear> .*; call it.*in linear\("),
         ((mlax.linear(3), jax.nn.relu), r"the function relu; .*mlax.f\(relu\)"),
         ((3,), r"3; .*mlax.Layer\(init, apply\)"),
         (((mlax.linear(3), mlax.bias(-1)),), r"a tuple; .* series\(\*layers\)"),

@@ -74,8 +74,9 @@ def _equal_arrays(a: Any, b: Any) -> bool:
 
 def _parts(value: Any) -> Any:
     """Return the parts that decide whether functions, partials or bound methods are equal."""
-    if isinstance(value, functools.partial):
-        return value.func, value.args, value.keywords
+    if isinstance(value, types.FunctionType | functools.partial):
+        remember(value)
+        return _SEEN.get(value)
     if isinstance(value, types.MethodType):
         return value.__func__, value.__self__
     if isinstance(value, slice):
@@ -84,29 +85,22 @@ def _parts(value: Any) -> Any:
         if type(value).__eq__ is object.__eq__:
             return None
         return [getattr(value, f.name) for f in dataclasses.fields(value) if f.compare]
-    if isinstance(value, types.FunctionType):
-        remember(value)
-        return _SEEN.get(value)
-    if isinstance(value, _Noted):
-        return value.parts()
-    return None
+    return [value.object()] if isinstance(value, _Alive) else None
 
 
-_SEEN: weakref.WeakKeyDictionary[types.FunctionType, Any] = weakref.WeakKeyDictionary()
-"""The contents of functions when they were first seen."""
+_SEEN: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+"""The contents of functions and partials when they were first seen."""
 
 
 def remember(value: Any) -> None:
     """Note what functions in a static value refer to, unless it was noted before."""
-    if isinstance(value, types.FunctionType):
+    if isinstance(value, types.FunctionType | functools.partial):
         if value not in _SEEN:
-            _SEEN[value] = None  # while its closure is searched, which may hold the function
+            _SEEN[value] = None  # while it is searched, as it may refer to itself
             try:
-                _SEEN[value] = _contents(value, set())
+                _SEEN[value] = _Notes(value).contents(value)
             except ValueError:  # a cell that is still empty
                 del _SEEN[value]
-    elif isinstance(value, functools.partial):
-        remember((value.func, value.args, value.keywords))
     elif isinstance(value, types.MethodType):
         remember(value.__func__)
     elif isinstance(value, tuple | list | dict):
@@ -114,16 +108,91 @@ def remember(value: Any) -> None:
             remember(entry)
 
 
-def _contents(function: types.FunctionType, seen: set[types.FunctionType]) -> Any:
-    """Return all that tells what a function computes: code, defaults, closure and globals."""
-    seen.add(function)
-    closure = [cell.cell_contents for cell in function.__closure__ or ()]
-    variables, used = function.__globals__, {}
-    if str(variables.get("__name__")).partition(".")[0] not in ("jax", "mlax"):
-        used = {name: variables[name] for name in _names(function.__code__) if name in variables}
-    parts = function.__defaults__, function.__kwdefaults__, closure, function.__dict__, used
-    code = (function.__code__, id(variables), function.__qualname__)
-    return code, *(_noted(part, variables, seen) for part in parts)
+class _Notes:
+    """Notes on what a function refers to. Functions with the same globals are followed."""
+
+    def __init__(self, value: Any) -> None:
+        function = value.func if isinstance(value, functools.partial) else value
+        self._variables: Any = getattr(function, "__globals__", None)
+        self._names: set[str] = set()
+        self._collect(function)
+        self._seen: dict[int, Any] = {}
+
+    def _collect(self, function: Any) -> None:
+        """Add the names in a function and in those that it calls."""
+        variables = getattr(function, "__globals__", None)
+        if variables is not None and not _is_library(variables.get("__name__")):
+            added = {*_names(function.__code__)} - self._names
+            self._names |= added
+            for name in added & variables.keys():
+                if getattr(variables[name], "__globals__", None) is self._variables:
+                    self._collect(variables[name])
+
+    def contents(self, value: Any) -> Any:
+        """Return all that tells what a function computes: code, defaults, closure and globals."""
+        if isinstance(value, functools.partial):
+            return [self.noted(part) for part in (value.func, value.args, value.keywords)]
+        closure = [cell.cell_contents for cell in value.__closure__ or ()]
+        variables, used = value.__globals__, {}
+        if not _is_library(variables.get("__name__")):
+            used = {n: variables[n] for n in _names(value.__code__) if n in variables}
+        parts = value.__defaults__, value.__kwdefaults__, closure, value.__dict__, used
+        code = (value.__code__, id(variables), value.__qualname__)
+        return [code, *map(self.noted, parts)]
+
+    def noted(self, value: Any) -> Any:
+        """Return a value as it is now."""
+        if value is None or isinstance(value, _CONSTANTS):
+            return value
+        if id(value) in self._seen:
+            return _SEEN_BEFORE
+        self._seen[id(value)] = value
+        if isinstance(value, types.FunctionType) and value.__globals__ is self._variables:
+            return self.contents(value)
+        if type(value) in (tuple, list) and len(value) <= _MOST_ENTRIES:
+            return [type(value), *map(self.noted, value)]
+        if type(value) is dict and len(value) <= _MOST_ENTRIES:
+            return {key: self.noted(entry) for key, entry in value.items()}
+        if isinstance(value, np.ndarray) and value.nbytes <= _MOST_BYTES:
+            return value.shape, value.dtype, hashlib.sha256(value.tobytes()).digest()
+        if type(value) is set:
+            return set(value)
+        if isinstance(value, types.FunctionType):
+            if value.__closure__ or "<" in value.__qualname__:
+                remember(value)  # others can be imported, and stay as they are
+            return _Alive(value)
+        remember(value)
+        return _Alive(value), {n: self.noted(a) for n, a in self._attributes(value).items()}
+
+    def _attributes(self, value: Any) -> dict[str, Any]:
+        """Return what an object, a class or a module holds under the names in the code."""
+        kind: Any = value if isinstance(value, type) else type(value)
+        spaces = [*map(vars, reversed(kind.__mro__[:-1])), getattr(value, "__dict__", {})]
+        if isinstance(value, types.ModuleType):
+            kind, spaces = value, [vars(value)]
+        if _is_library(getattr(kind, "__module__", None) or kind.__name__):
+            return {}
+        held = {name: entry for space in spaces for name, entry in tuple(space.items())}
+        return {
+            name: getattr(value, name, None)  # of __slots__
+            if isinstance(held[name], types.MemberDescriptorType) else held[name]
+            for name in sorted(self._names & held.keys())
+        }
+
+
+class _Alive:
+    """An object that is not kept alive: it may hold the function that refers to it."""
+
+    def __init__(self, value: Any) -> None:
+        try:
+            self._object: Any = weakref.ref(value)
+        except TypeError:  # as of named tuples
+            self._object = lambda: value
+
+    def object(self) -> Any:
+        """Return the object; nothing equals one that is gone."""
+        value = self._object()
+        return self if value is None else value
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -134,62 +203,27 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _noted(value: Any, variables: dict[str, Any], seen: set[types.FunctionType]) -> Any:
-    """Return a value as it is now; functions with the same globals are followed.
-
-    Others are noted for themselves, unless they can be imported: these stay as they are.
-    """
-    if isinstance(value, types.FunctionType) and value.__globals__ is variables:
-        return value.__code__ if value in seen else _contents(value, seen)
-    if isinstance(value, tuple | list | dict) and type(value) in (tuple, list, dict):
-        if len(value) > _MOST_ENTRIES:
-            return _Noted(value)
-        if isinstance(value, dict):
-            return {key: _noted(entry, variables, seen) for key, entry in value.items()}
-        return [type(value), *(_noted(entry, variables, seen) for entry in value)]
-    if isinstance(value, np.ndarray):
-        return value.shape, value.dtype, hashlib.sha256(value.tobytes()).digest()
-    if not isinstance(value, types.FunctionType) or value.__closure__ or "<" in value.__qualname__:
-        remember(value)
-    return set(value) if type(value) is set else _Noted(value)
+def _is_library(module: str | None) -> bool:
+    """Return whether what a module holds is taken not to change."""
+    return str(module).partition(".")[0] in _LIBRARIES
 
 
-class _Noted:
-    """An object and its public attributes that are numbers or strings, as they are now.
-
-    The object is not kept alive: it may hold the function that refers to it.
-    """
-
-    def __init__(self, value: Any) -> None:
-        try:
-            self._object: Any = weakref.ref(value)
-        except TypeError:  # numbers, strings, named tuples
-            self._object = lambda: value
-        has_attributes = not isinstance(value, type | types.ModuleType | jax.Array)
-        held = getattr(value, "__dict__", {}) if has_attributes else {}
-        constants = [(n, v) for n, v in tuple(held.items()) if isinstance(v, _CONSTANTS)]
-        self._attributes = {n: v for n, v in constants if not n.startswith("_")}
-
-    def parts(self) -> Any:
-        """Return what decides whether two are equal; nothing equals an object that is gone."""
-        value = self._object()
-        is_gone = value is None and isinstance(self._object, weakref.ref)
-        return object() if is_gone else value, self._attributes
-
-
-_CONSTANTS = int | float | complex | str | bytes
+_CONSTANTS = bool | int | float | complex | str | bytes
+_LIBRARIES = "builtins", "functools", "jax", "jaxlib", "mlax", "numpy"
+_SEEN_BEFORE = "seen before"
 _MOST_ENTRIES = 1000
+_MOST_BYTES = 2**26
 
 
 def hash_of(value: Any) -> int:
     """Return a hash, even for unhashable values, that is the same for equal values."""
-    if isinstance(value, functools.partial):
-        return hash_of(value.func)
+    if isinstance(value, types.FunctionType | functools.partial):
+        remember(value)
+        return hash_of(_SEEN.get(value))
     if isinstance(value, types.MethodType):
         return hash_of(value.__func__)
-    if isinstance(value, types.FunctionType):
-        remember(value)
-        return hash(value.__code__)
+    if isinstance(value, _Alive):
+        return 0
     if isinstance(value, tuple | list) and type(value).__hash__ in (tuple.__hash__, None):
         return hash(tuple(map(hash_of, value)))
     if isinstance(value, Mapping):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import gc
+import types
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -267,6 +268,13 @@ class Config:
     """An object that can change."""
 
     rate: object = 1.0
+    __slots__ = ("__dict__", "__weakref__", "kept")
+
+    def __init__(self) -> None:
+        self.kept = self._own = 1.0
+        self.entries = [1.0]
+        self.array = jnp.ones(())
+        self.function: Callable[[Any], Any] = abs
 
 
 def first_seen(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -306,6 +314,57 @@ def test_a_function_within_counts_as_it_was(around: Callable[[Any], Any]) -> Non
     for by in (1.0, 2.0):
         functions.append(first_seen(around(lambda x: by * x)))
     assert not equal(*functions[3:])
+
+
+CONFIG = Config()
+SETTINGS = types.ModuleType("settings")
+vars(SETTINGS)["rate"] = 1.0
+
+
+def scaled(x: Any, by: float) -> Any:
+    """Return x times a global variable."""
+    return x * by * BY
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda: lambda x: CONFIG._own, lambda: setattr(CONFIG, "_own", 2.0)),
+        (lambda: lambda x: CONFIG.kept, lambda: setattr(CONFIG, "kept", 2.0)),
+        (lambda: lambda x: CONFIG.entries[0], lambda: CONFIG.entries.append(2.0)),
+        (lambda: lambda x: CONFIG.array, lambda: setattr(CONFIG, "array", jnp.zeros(()))),
+        (lambda: lambda x: CONFIG.function(x), lambda: setattr(CONFIG, "function", lambda x: -x)),
+        (lambda: lambda x: Config.rate, lambda: setattr(Config, "rate", 2.0)),
+        (lambda: lambda x: SETTINGS.rate, lambda: setattr(SETTINGS, "rate", 2.0)),
+        (lambda: functools.partial(scaled, by=1.0), lambda: globals().update(BY=2.0)),
+    ],
+    ids=["private", "slot", "list", "array", "function", "class", "module", "partial"],
+)
+def test_what_a_function_reads_from_objects(
+    make: Callable[[], Any], change: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "CONFIG", Config())
+    monkeypatch.setitem(globals(), "BY", 1.0)
+    monkeypatch.setattr(Config, "rate", 1.0)
+    monkeypatch.setitem(vars(SETTINGS), "rate", 1.0)
+    before = first_seen(make())
+    assert equal(before, first_seen(make())) and hash_of(before) == hash_of(make())
+    change()
+    assert not equal(before, first_seen(make()))
+
+
+def test_a_list_that_holds_itself() -> None:
+    entries: list[Any] = [1.0]
+    entries.append(entries)
+    assert equal(first_seen(lambda: entries), first_seen(lambda: entries)) is False
+
+
+def test_functions_of_one_line_have_hashes_of_their_own() -> None:
+    def make(by: int) -> Callable[[Any], Any]:
+        return lambda x: x + by
+
+    assert len({hash_of(make(by)) for by in range(20)}) == 20
+    assert len({hash_of(functools.partial(abs, by)) for by in range(20)}) == 20
 
 
 def test_a_function_in_its_own_closure() -> None:

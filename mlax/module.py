@@ -213,6 +213,7 @@ class Module(Node):
         if getattr(cls, "__hash__") is None:  # the class of a dict or list comes before Module
             for method in ("__eq__", "__ne__", "__hash__"):
                 setattr(cls, method, vars(Module)[method])
+        _require_order(cls)
         if set(vars(cls).get("__slots__", ())) - {"__dict__", "__weakref__"}:
             what, got = "attributes in __dict__", "__slots__, which pytrees of jax would lose"
             raise TypeError(expected(cls.__name__, what, got, "leave __slots__ out"))
@@ -454,6 +455,16 @@ _parameters = inspect.signature(_call).parameters.values()
 _call.__signature__ = inspect.Signature(
     [p.replace(default=p.empty) if p.name == "rng" else p for p in _parameters]
 )
+
+
+def _require_order(cls: type[Module]) -> None:
+    """Require that `forward` takes what it shares with other modules in one order."""
+    forward = vars(cls).get("forward")
+    names = list(inspect.signature(forward).parameters) if inspect.isfunction(forward) else []
+    for i, name in enumerate(("rng", "inference_mode", "batch_axis_name"), 2):
+        if name in names[1:] and names.index(name) != i:
+            what = "forward(self, x, rng, inference_mode, batch_axis_name)"
+            raise TypeError(expected(cls.__name__, what, f"forward({', '.join(names)})"))
 
 
 def _forward(module: Module, *call: Any) -> Any:

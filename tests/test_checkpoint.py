@@ -536,3 +536,9 @@ def test_orbax_takes_the_same_trees(tmp_path: Path) -> None:
     restored: Any = names["tree"]
     assert restored["w"].sharding == like["w"].sharding
     require_equal(jax.tree.map(np.asarray, restored), jax.tree.map(np.asarray, tree))
+
+
+def test_a_module_that_is_not_set_up_has_nothing_to_save(tmp_path: Path) -> None:
+    for tree in (nn.Linear(KEY, 3), {"model": nn.Series([nn.Linear(KEY, 3)]), "step": 1}):
+        with pytest.raises(ValueError, match="^save: expected modules that are set up, got a new "):
+            mlax.save(tmp_path / "model.safetensors", tree)

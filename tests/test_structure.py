@@ -548,3 +548,11 @@ def test_wrong_layers_that_are_added_later_are_told() -> None:
         model(X, None)
     with pytest.raises(TypeError, match="^F: expected train_fn to be no module, got a Linear; hold"):
         nn.F(nn.Linear(KEY, 2))
+
+
+def test_a_forward_in_another_order_is_told() -> None:
+    def forward(self: Any, x: Any, inference_mode: bool = False, rng: Any = None) -> Any:
+        return x
+
+    with pytest.raises(TypeError, match=r"^Own: expected forward\(self, x, rng, .*, got forward\(self"):
+        type("Own", (Holder,), {"forward": forward})

@@ -19,6 +19,7 @@ from mlax.arguments import read_size
 from mlax.checkpoint.leaves import INDEX, NUMBERS, Leaf, leaf_of, named
 from mlax.errors import expected, message
 from mlax.fingerprint import fingerprint
+from mlax.module import Module
 from mlax.safetensors import Array, Layout, layout, partial_path
 from mlax.safetensors import replacing, sync, write_checksum, write_part
 
@@ -51,7 +52,8 @@ def save(
 
     Raises:
         TypeError: a leaf is not an array or number, or the format lacks its dtype (int4).
-        ValueError: two leaves have one path, an array was donated, or processes pass other trees.
+        ValueError: two leaves have one path, an array was donated, a module is not set up, or
+            processes pass other trees.
         OSError: the file can't be written, by this process or by another one.
         ConnectionError: another process ended. It is an OSError, too.
 
@@ -63,6 +65,10 @@ def save(
     7
     """
     path = Path(os.path.realpath(path))
+    for part in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Module)):
+        if isinstance(part, Module) and not part.initialized:
+            what, way_out = "modules that are set up", "call it once, module(x, rng)"
+            raise ValueError(expected("save", what, f"a new {type(part).__name__}", way_out))
     leaves = named("save", tree)
     kinds = {name: leaf_of("save", name, leaf) for name, leaf in leaves.items()}
     arrays = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, jax.Array)}

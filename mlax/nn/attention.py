@@ -1,19 +1,20 @@
 """`Attention` and `AttentionRng`: `mlax.attention` as modules."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from mlax.errors import message
+from mlax.errors import expected, message
 from mlax.initializers import Initializer, lecun_normal
 from mlax.layer import AxisName, Key
 from mlax.layers.attention import (
     AttentionInputs, AttentionParams, PositionBias, Rotation, attention,
 )
 from mlax.layers.attention_product import Implementation
+from mlax.layers.dense import DenseParams
 from mlax.module import Parameter
 from mlax.nn.base import OverPair, PairModule, PairModuleRng
 
@@ -29,6 +30,7 @@ class _Attention(OverPair[jax.Array | AttentionInputs, jax.Array]):
     query: Parameter
     key: Parameter
     query_key_value: Parameter
+    query_norm: Parameter
     output: Parameter
     cache_length: ClassVar[None] = None
     cache_policy: ClassVar[str] = "error"
@@ -74,27 +76,45 @@ class _Attention(OverPair[jax.Array | AttentionInputs, jax.Array]):
         for name in self._params[1]:
             setattr(self, name, Parameter(trainable=True))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a cache is for pairs."""
+        if name in ("cache_length", "cache_policy"):
+            owner, way_out = type(self).__name__, "decode with mlax.attention and mlax.generate"
+            raise TypeError(expected(owner, f"no {name}", repr(value), way_out))
+        super().__setattr__(name, value)
+
     def _run(
         self, x: jax.Array | AttentionInputs, rng: Key | None, inference_mode: bool,
         batch_axis_name: AxisName,
     ) -> jax.Array:
-        if self.initialized:
-            self._require_heads()
+        projections = self.query_key_value.data or self.key.data
+        if self.initialized and self.output.data and projections:
+            self._require_fitting(projections, self.output.data)
         return super()._run(x, rng, inference_mode, batch_axis_name)
 
-    def _require_heads(self) -> None:
-        """Require heads of which the kernels have room for a whole number."""
-        owner, way_out = type(self).__name__, "set it back, or a new rng and initialized = False"
-        width, heads = len(self.output.data.kernel), self.num_heads
-        if width % heads:
-            wanted = f"a divisor of {width}, as its parameters say"
-            raise ValueError(message(owner, "num_heads", wanted, heads, way_out))
-        joint = self.query_key_value.data
-        kernel = self.key.data.kernel if joint is None else joint.kernel[:, width:]
-        kv_heads = kernel.shape[1] * heads // width // (1 if joint is None else 2)
-        if (self.num_kv_heads or heads) != kv_heads:
-            wanted = f"{kv_heads}, as its parameters say"
-            raise ValueError(message(owner, "num_kv_heads", wanted, self.num_kv_heads, way_out))
+    def _require_fitting(self, projections: DenseParams, output: DenseParams) -> None:
+        """Require hyperparameters like those that the parameters were made with."""
+        is_fused, (width, out_features) = self.query_key_value.data is not None, output.kernel.shape
+        columns = projections.kernel.shape[1] - width if is_fused else projections.kernel.shape[1]
+        kv_heads = columns * self.num_heads // width // (2 if is_fused else 1)
+        head_dim = width // self.num_heads
+        output_bias = self.use_bias if self.use_output_bias is None else self.use_output_bias
+        for name, fits, wanted in (
+            ("num_heads", width % self.num_heads == 0, f"a divisor of {width}"),
+            ("num_kv_heads", (self.num_kv_heads or self.num_heads) == kv_heads, kv_heads),
+            ("head_dim", self.head_dim in (None, head_dim), head_dim),
+            ("out_features", self.out_features in (None, out_features), out_features),
+            ("fused", self.fused == is_fused, is_fused),
+            ("use_bias", self.use_bias == (projections.bias is not None), not self.use_bias),
+            ("use_output_bias", output_bias == (output.bias is not None), not output_bias),
+            ("qk_norm", self.qk_norm == bool(self.query_norm.data), not self.qk_norm),
+        ):
+            if not fits:
+                owner, told = type(self).__name__, f"{wanted}, as its parameters say"
+                raise ValueError(message(owner, name, told, getattr(self, name), _SET_BACK))
+
+
+_SET_BACK = "set it back, or a new rng and initialized = False"
 
 
 class Attention(_Attention, PairModule[jax.Array | AttentionInputs, jax.Array]):

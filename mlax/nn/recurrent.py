@@ -59,12 +59,15 @@ class _Recurrent(OverPair[tuple[Any, Any], tuple[Any, Any]]):
             spelled = "the output of the cell"
             y, after = read_pair("recurrent", spelled, result, "(y, h)")
             next_carry = "the next carry"
-            require_equal_shapes("recurrent", shapes(h), shapes(after), next_carry, error=TypeError)
+            if h is not None:  # which stands for zeros in a cell of mlax
+                before, later = shapes(h), shapes(after)
+                require_equal_shapes("recurrent", before, later, next_carry, error=TypeError)
             return cell, after, y
 
         inputs = xs, jnp.arange(length)[:: -1 if self.reverse else 1]
         first: list[Any] = []
-        if not all(part.initialized for _, part in walk(self.cell) if isinstance(part, Module)):
+        is_set_up = all(p.initialized for _, p in walk(self.cell) if isinstance(p, Module))
+        if h is None or not is_set_up:
             if not length:
                 got, way_out = "none", "the first step sets up the cell"
                 raise ValueError(expected("recurrent", "at least one step", got, way_out))

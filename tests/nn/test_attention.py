@@ -47,12 +47,33 @@ def test_a_hyperparameter_that_is_set_later_takes_effect() -> None:
     attention.causal = True
     wanted = expected(attention, X, X, 4, is_causal=True)
     np.testing.assert_allclose(call(attention), wanted, rtol=1e-5, atol=1e-6)
-    attention.num_heads = 3
-    with pytest.raises(ValueError, match="Attention: expected num_heads to be a divisor of 8"):
-        call(attention)
-    attention.num_heads, attention.num_kv_heads = 2, 1
-    with pytest.raises(ValueError, match="Attention: expected num_kv_heads to be 2, as its param"):
-        call(attention)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("num_heads", 3, "a divisor of 8"), ("num_kv_heads", 1, "4"), ("head_dim", 3, "2"),
+        ("out_features", 3, "8"), ("fused", None, ""), ("use_bias", False, "True"),
+        ("use_output_bias", False, "True"), ("qk_norm", True, "False"),
+    ],
+)
+def test_a_hyperparameter_that_contradicts_the_parameters_raises(
+    fused: bool, name: str, value: Any, wanted: str
+) -> None:
+    _, attention = nn.Attention(KEY, 4, fused=fused)(X, None)
+    if name == "fused":
+        value, wanted = not fused, str(fused)
+    setattr(attention, name, value)
+    told = f"^Attention: expected {name} to be {wanted}, as its parameters say, got {value}; set"
+    with pytest.raises(ValueError, match=told):
+        attention(X, None)
+
+
+def test_a_cache_is_for_pairs() -> None:
+    attention = nn.Attention(KEY, 4)
+    with pytest.raises(TypeError, match="^Attention: expected no cache_length, got 8; decode with"):
+        setattr(attention, "cache_length", 8)
 
 
 def test_only_what_the_hyperparameters_ask_for_is_a_parameter() -> None:

@@ -240,3 +240,14 @@ def test_a_missing_key_is_named() -> None:
     with pytest.raises(ValueError, match="expected rng to be a PRNG key") as caught:
         module((XS, jnp.zeros(2)), None)
     assert "in RecurrentRng.cell > SeriesRng[1] > FRng" in caught.value.__notes__
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_carry_of_none_is_zeros(reverse: bool) -> None:
+    xs = jax.random.normal(KEY, (5, 3))
+    (ys, h), module = nn.Recurrent(nn.GRUCell(KEY, 4), reverse)((xs, None), None)
+    for again in (module, jax.jit(lambda module: module)(module)):
+        for carry in (None, jnp.zeros(4)):
+            (same, last), _ = jax.jit(lambda m, x: m(x, None))(again, (xs, carry))
+            np.testing.assert_allclose(same, ys, rtol=1e-6)
+            np.testing.assert_allclose(last, h, rtol=1e-6)

@@ -99,7 +99,7 @@ def remember(value: Any) -> None:
             _SEEN[value] = None  # while it is searched, as it may refer to itself
             try:
                 _SEEN[value] = _Notes(value).contents(value)
-            except ValueError:  # a cell that is still empty
+            except Exception:  # such as a cell that is still empty: it equals itself alone
                 del _SEEN[value]
     elif isinstance(value, types.MethodType):
         remember(value.__func__)
@@ -149,10 +149,13 @@ class _Notes:
         self._seen[id(value)] = value
         if isinstance(value, types.FunctionType) and value.__globals__ is self._variables:
             return self.contents(value)
-        if type(value) in (tuple, list) and len(value) <= _MOST_ENTRIES:
-            return [type(value), *map(self.noted, value)]
-        if type(value) is dict and len(value) <= _MOST_ENTRIES:
-            return {key: self.noted(entry) for key, entry in value.items()}
+        if type(value) in (tuple, list, dict):
+            container: Any = value
+            if len(container) > _MOST_ENTRIES:
+                return _Alive(value)
+            if isinstance(value, dict):
+                return {key: self.noted(entry) for key, entry in value.items()}
+            return [type(value), *map(self.noted, container)]
         if isinstance(value, np.ndarray) and value.nbytes <= _MOST_BYTES:
             return value.shape, value.dtype, hashlib.sha256(value.tobytes()).digest()
         if type(value) is set:
@@ -172,12 +175,9 @@ class _Notes:
             kind, spaces = value, [vars(value)]
         if _is_library(getattr(kind, "__module__", None) or kind.__name__):
             return {}
-        held = {name: entry for space in spaces for name, entry in tuple(space.items())}
-        return {
-            name: getattr(value, name, None)  # of __slots__
-            if isinstance(held[name], types.MemberDescriptorType) else held[name]
-            for name in sorted(self._names & held.keys())
-        }
+        held = {n: space[n] for space in spaces for n in sorted(self._names & space.keys())}
+        slots = [n for n, entry in held.items() if isinstance(entry, types.MemberDescriptorType)]
+        return held | {name: getattr(value, name, None) for name in slots}
 
 
 class _Alive:

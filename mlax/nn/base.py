@@ -85,8 +85,8 @@ class OverPair(Documented, Generic[X, Y]):
         """Set an attribute; a hyperparameter is checked, and kept in its plain form."""
         if name in self._pair.__signature__.parameters:
             if isinstance(value, Module):
-                wanted, way_out = "no module", "hold the module itself, as in nn.Series([module])"
-                raise TypeError(message(type(self).__name__, name, wanted, described(value), way_out))
+                owner, way_out = type(self).__name__, "hold the module itself, as in Series([module])"
+                raise TypeError(message(owner, name, "no module", described(value), way_out))
             value = self._pair.read_one(name, value)
             if name in self._sequences and not isinstance(value, tuple):
                 value = (value,)

@@ -279,7 +279,7 @@ def test_wrong_arguments_raise() -> None:
         exported("lstm", platforms=("cpu", "cpu"))
     with pytest.raises(ValueError, match="export: expected weights to be .*'within'"):
         exported("lstm", weights="within")
-    with pytest.raises(TypeError, match="export: .*layer.*mlax.dense"):
+    with pytest.raises(TypeError, match="export: .*layer.*as in dense"):
         mlax.export(mlax.dense, (), (), normal(3))  # type: ignore[arg-type]  # on purpose
     params, state = made(CASES["lstm"])
     with pytest.raises((TypeError, ValueError), match="state"):

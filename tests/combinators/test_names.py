@@ -283,7 +283,7 @@ def test_names_that_are_arguments_elsewhere(combinator: Any) -> None:
 @pytest.mark.parametrize(
     ("wrong", "got"),
     [
-        (mlax.linear, r"<pair linear> .*; call it.*mlax.linear\("),
+        (mlax.linear, r"<pair linear> .*; call it.*in linear\("),
         ((count_init, count_apply), r"a tuple; .* [a-z]+\(\*"),
         (jax.nn.relu, r"the function relu; .*mlax.f\(relu\)"),
         (count_apply, r"the function count_apply; .*mlax.f\(count_apply\)"),

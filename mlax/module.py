@@ -12,17 +12,14 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias, TypeVar, overload
 
 import jax
-from jax.tree_util import GetAttrKey
 
 from mlax.arguments import described
-from mlax.equality import source
 from mlax.errors import expected, message
 from mlax.holdings import Holdings, entries_of, require_alive, require_static, undone_if_it_fails
 from mlax.holdings import walk
 from mlax.layer import AxisName, Key
-from mlax.structure import Attributes, KeyOfEndedTrace, Node, Structure
-from mlax.structure import at_top_level, contents_of, copied, is_array, set_contents
-from mlax.structure import without_dead_keys
+from mlax.structure import KeyOfEndedTrace, Late, Node, Structure, contents_of, copied, is_array
+from mlax.structure import register, set_contents
 
 __all__ = ["Module", "Parameter", "is_leaf_param", "is_non_trainable_param", "is_trainable_param"]
 
@@ -35,7 +32,7 @@ KeyPath: TypeAlias = tuple[Hashable, ...]
 """The path of a leaf in a pytree: key entries, as in `jax.tree_util`."""
 
 
-class Parameter(Node):
+class Parameter(Late):
     """A pytree node with one child, `data`; every other attribute is static.
 
     Attributes:
@@ -44,40 +41,23 @@ class Parameter(Node):
         data: a pytree; None if it was filtered out or is not set up yet.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_at_top_level", "data", "trainable")
-
     trainable: bool | None
     data: Any
     """Any pytree: only the module that sets it knows its type."""
-    _at_top_level: bool
 
     def __init__(self, trainable: bool | None, data: Any = None) -> None:
-        self.trainable = trainable
-        self.data = data
-        self._at_top_level = at_top_level()
-
-    def _held(self) -> dict[str, Any]:
-        return {"trainable": self.trainable, "data": self.data, **self.__dict__}
-
-    def _hold(self, attributes: dict[str, Any]) -> None:
-        self.__dict__.clear()
-        for name, value in attributes.items():
-            setattr(self, name, value)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self._held()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._hold(state)
-        self._at_top_level = at_top_level()
+        self._hold({"trainable": trainable, "data": data})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Register the subclass as a pytree with keys."""
         super().__init_subclass__(**kwargs)
-        unflatten = functools.partial(_unflatten_parameter, cls=cls)
-        jax.tree_util.register_pytree_with_keys(
-            cls, _flatten_parameter_with_keys, unflatten, _flatten_parameter
-        )
+        register(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set the data, or an attribute that is static."""
+        super().__setattr__(name, value)
+        if name != "data":
+            self._forget_structure()
 
     def _parts(self) -> Iterable[tuple[str, Any]]:
         return (("data", self.data),)
@@ -101,11 +81,13 @@ class Parameter(Node):
     def _is_leaf(self) -> bool:
         return self.trainable is not None
 
-    def _made_at_top_level(self) -> bool:
-        return getattr(self, "_at_top_level", False)
-
-    def __repr__(self) -> str:
-        return _repr(self)
+    def _new_structure(self) -> Structure:
+        trainable: Any = self.trainable  # which a user may have set to anything
+        if trainable is not True and trainable is not False and trainable is not None:
+            self._require_sound("Parameter")
+        if type(self) is Parameter and len(vars(self)) == 2:
+            return _PLAIN[trainable]
+        return Structure(type(self), vars(self), ("data",), is_replaced=trainable is False)
 
 
 def _is_all(node: Node, trainable: object) -> bool:
@@ -165,6 +147,8 @@ class _NotInitialized:
     def __get__(self, module: object, owner: type) -> bool:
         if module is None:
             return False
+        if "initialized" in vars(module):  # one that had still to be made
+            return bool(vars(module)["initialized"])
         what, way_out = "super().__init__() at the start of __init__", "call it before the rest"
         raise AttributeError(expected(owner.__name__, what, "none", way_out))
 
@@ -223,10 +207,7 @@ class Module(Node):
                 what = "parameters and modules as attributes of instances"
                 way_out = f"set self.{name} in __init__"
                 raise TypeError(expected(cls.__name__, what, f"{name} of the class", way_out))
-        unflatten = functools.partial(_unflatten_module, functools.partial(cls.__new__, cls))
-        jax.tree_util.register_pytree_with_keys(
-            cls, _flatten_module_with_keys, unflatten, _flatten_module
-        )
+        register(cls)
 
     def setup(self, x: Any) -> None:
         """Create the parameters, from the shapes and dtypes of `x`.
@@ -392,11 +373,6 @@ class Module(Node):
         object.__delattr__(self, name)
         self._forget_structure()
 
-    def _forget_structure(self) -> None:
-        attributes = vars(self)
-        if isinstance(attributes, Attributes):  # not before super().__init__()
-            attributes.structure = None
-
     def __eq__(self, other: object) -> bool:
         return self is other
 
@@ -416,21 +392,6 @@ class Module(Node):
         set_contents(copy_of, contents_of(self))
         return copy_of
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self._held()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._hold(state)
-
-    def _held(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    def _hold(self, attributes: dict[str, Any]) -> None:
-        held, outside = Attributes(attributes), getattr(vars(self), "made_at_top_level", None)
-        held.structure = None
-        held.made_at_top_level = at_top_level() if outside is None else outside
-        _set_attributes(self, held)
-
     def _parts(self) -> Iterable[tuple[str, Any]]:
         return [(name, value) for name, value in vars(self).items() if isinstance(value, Node)]
 
@@ -443,11 +404,15 @@ class Module(Node):
     def _is_leaf(self) -> bool:
         return False
 
-    def _made_at_top_level(self) -> bool:
-        return getattr(vars(self), "made_at_top_level", False)
-
-    def __repr__(self) -> str:
-        return _repr(self)
+    def _new_structure(self) -> Structure:
+        if getattr(vars(self), "structure", None) is None:
+            Holdings(self)  # requires that all is sound and nothing is shared
+        else:
+            self._require_sound(type(self).__name__)
+        attributes, spent = vars(self), self._spent if self.initialized else ()
+        forgotten = dict.fromkeys(name for name in spent if name in attributes)
+        names = tuple(name for name, _ in self._parts())
+        return Structure(type(self), attributes | forgotten, names, contents_of(self))
 
 
 _call: Any = vars(Module)["__call__"]  # the method, not the type of the calls of subclasses
@@ -493,101 +458,10 @@ def _misfit(module: Module, path: KeyPath, got: str) -> str:
     return expected(f"{type(module).__name__}.combine", f"{where} in the other module", got)
 
 
-def _repr(node: Node) -> str:
-    attributes = ", ".join(f"{name}={source(value)}" for name, value in node._held().items())
-    return f"{type(node).__name__}({attributes})"
-
-
-_PLAIN = {t: Structure({"trainable": t, "data": None}, ("data",)) for t in (True, False, None)}
-
-
-def _flatten_parameter(parameter: Parameter) -> tuple[tuple[Any], Structure]:
-    trainable: Any = parameter.trainable  # which a user may have set to anything
-    if trainable is not True and trainable is not False and trainable is not None:
-        parameter._require_sound("Parameter")
-    if parameter.__dict__:
-        return (parameter.data,), Structure(parameter._held(), ("data",))
-    return (parameter.data,), _PLAIN[trainable]
-
-
-def _unflatten_parameter(
-    structure: Structure, children: Iterable[Any], cls: type[Parameter] = Parameter
-) -> Parameter:
-    parameter = _new_parameter(cls)
-    attributes = structure.attributes
-    if len(attributes) > 2:
-        parameter._hold(copied(attributes))
-    else:
-        parameter.trainable = trainable = attributes["trainable"]
-        if trainable is False:
-            parameter._at_top_level = at_top_level()
-    (parameter.data,) = children
-    return parameter
-
-
-def _flatten_parameter_with_keys(parameter: Parameter) -> tuple[Any, Structure]:
-    children, structure = _flatten_parameter(parameter)
-    return ((GetAttrKey("data"), *children),), structure
-
-
-def _flatten_module(module: Module) -> tuple[tuple[Any, ...], Structure]:
-    attributes: Any = module.__dict__
-    structure = attributes.structure if type(attributes) is Attributes else None
-    if structure is None or structure.is_mutable:
-        structure = _structure_of(module)
-    name = structure.only_child  # the fast paths: this runs for each module in each step
-    if name is not None:
-        return (attributes[name],), structure
-    children_of = structure.children_of
-    return () if children_of is None else children_of(attributes), structure
-
-
-def _structure_of(module: Module) -> Structure:
-    """Return the static part of a module, which must hold nothing that should be trained."""
-    spent = module._spent if module.initialized else ()
-    attributes: Any = module.__dict__
-    if not isinstance(attributes, Attributes):  # as after a __setstate__ of a user's own
-        module._hold(attributes)
-        attributes = module.__dict__
-    if attributes.structure is None:
-        Holdings(module)  # requires that all is sound and nothing is shared
-    else:
-        module._require_sound(type(module).__name__)
-    names = tuple(name for name, _ in module._parts())
-    forgotten = dict.fromkeys(name for name in spent if name in attributes)
-    structure = Structure(attributes | forgotten, names, contents_of(module))
-    attributes.structure = structure
-    return structure
-
-
-def _flatten_module_with_keys(module: Module) -> tuple[Any, Structure]:
-    children, structure = _flatten_module(module)
-    return zip(map(GetAttrKey, structure.names), children, strict=True), structure
-
-
-def _unflatten_module(
-    new: Callable[[], Module], structure: Structure, children: Any
-) -> Module:
-    module = new()
-    if structure.is_mutable:
-        attributes = Attributes(without_dead_keys(copied(structure.attributes)))
-        attributes.made_at_top_level = at_top_level()
-        set_contents(module, structure.contents)
-    else:
-        attributes = Attributes(structure.attributes)
-    name = structure.only_child
-    if name is not None:
-        attributes[name] = children[0]
-    elif children:
-        attributes.update(zip(structure.names, children))  # strict= would take as long as the rest
-    attributes.structure = structure
-    _set_attributes(module, attributes)
-    return module
-
-
-_new_parameter = Parameter.__new__
-_set_attributes = vars(Module)["__dict__"].__set__
-
-jax.tree_util.register_pytree_with_keys(
-    Parameter, _flatten_parameter_with_keys, _unflatten_parameter, _flatten_parameter
-)
+_PLAIN = {
+    trainable: Structure(
+        Parameter, {"trainable": trainable, "data": None}, ("data",), is_replaced=trainable is False
+    )
+    for trainable in (True, False, None)
+}
+register(Parameter)

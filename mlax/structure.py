@@ -1,38 +1,40 @@
-"""What modules are made of: their attributes, and the static part of these.
+"""Nodes: objects that are pytrees, the base of `Parameter` and `Module`.
 
-`Structure` is the static part of a parameter or module, which jax compares on every call of a
-jitted function.
+Some attributes of a node are its children, by name; all others are its static part, a `Structure`,
+which jax compares on every call of a jitted function. It also flattens and makes every node on each
+such call, which is most of what the call costs. So a node of a class derived from `Late` makes its
+attributes only when something asks for them; until then it holds what a flatten returns.
 """
 
+import contextlib
 import copy
+import functools
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
+from jax.tree_util import GetAttrKey
 
-from mlax.equality import equal, remember
+from mlax.equality import equal, remember, source
 
 
 class Node:
     """Base of `Parameter` and `Module`."""
 
-    __slots__ = ()
-
-    def _held(self) -> dict[str, Any]:
-        """Return every attribute, in the order in which they were set."""
-        raise NotImplementedError
-
-    def _hold(self, attributes: dict[str, Any]) -> None:
-        """Replace all attributes."""
-        raise NotImplementedError
+    _is_late: ClassVar[bool] = False
+    """Whether new instances make their attributes when something asks for them."""
 
     def _parts(self) -> Iterable[tuple[str, Any]]:
         """Return submodules and parameters, or the data of a parameter, by name."""
+        raise NotImplementedError
+
+    def _new_structure(self) -> "Structure":
+        """Return the static part, and require that nothing here would silently not train."""
         raise NotImplementedError
 
     def _require_sound(self, owner: str) -> None:
@@ -43,9 +45,154 @@ class Node:
         """Return whether this is a parameter that holds arrays."""
         raise NotImplementedError
 
+    def _held(self) -> dict[str, Any]:
+        """Return every attribute, in the order in which they were set."""
+        return dict(vars(self))
+
+    def _hold(self, attributes: dict[str, Any]) -> None:
+        """Replace all attributes."""
+        held, outside = Attributes(attributes), getattr(vars(self), "made_at_top_level", None)
+        held.structure = None
+        held.made_at_top_level = at_top_level() if outside is None else outside
+        _set_attributes(self, held)
+
     def _made_at_top_level(self) -> bool:
         """Return whether this was made while nothing was traced; False if that is not known."""
-        raise NotImplementedError
+        return getattr(vars(self), "made_at_top_level", False)
+
+    def _forget_structure(self) -> None:
+        """Note that an attribute that may be static has changed."""
+        attributes = vars(self)
+        if isinstance(attributes, Attributes):  # not before super().__init__()
+            attributes.structure = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._held()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._hold(state)
+
+    def __repr__(self) -> str:
+        attributes = ", ".join(f"{name}={source(value)}" for name, value in self._held().items())
+        return f"{type(self).__name__}({attributes})"
+
+
+_attributes_of, _set_attributes = vars(Node)["__dict__"].__get__, vars(Node)["__dict__"].__set__
+
+
+class Late(Node):
+    """Nodes whose attributes are made when something asks for them.
+
+    A new instance has no attributes but `_flat`, what a flatten of it returns. Python asks
+    `__getattr__` and `vars` asks `__dict__`, which make the others. `_flat` is there until one of
+    them is set, and again after the next flatten.
+    """
+
+    __slots__ = ("_flat",)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Find out whether nothing in the subclass stands between an attribute and its value."""
+        bases = [base for base in cls.__mro__[:-1] if not base.__module__.startswith("mlax.")]
+        dicts = [vars(base)["__dict__"] for base in cls.__mro__ if "__dict__" in vars(base)]
+        hooks = {"__getattr__", "__getattribute__", "__setattr__", "__delattr__"}
+        is_hooked = any(hooks & vars(base).keys() for base in bases)
+        cls._is_late = not is_hooked and dicts[0] is vars(Late)["__dict__"]
+        super().__init_subclass__(**kwargs)
+
+    if not TYPE_CHECKING:  # a checker would take every name for an attribute
+
+        def __getattr__(self, name):
+            if name != "_flat":
+                vars(self)
+                return object.__getattribute__(self, name)
+            flat = flatten(self)
+            if flat[1].is_late:
+                _set_flat(self, flat)
+            return flat
+
+        def __setattr__(self, name, value):
+            vars(self)
+            super().__setattr__(name, value)
+            _forget_flat(self)
+
+        @property
+        def __dict__(self):
+            attributes = _attributes_of(self)
+            if type(attributes) is Attributes:
+                return attributes
+            try:
+                children, structure = _get_flat(self)
+            except AttributeError:  # as in a constructor
+                return attributes
+            made = Attributes(structure.attributes)
+            made.update(zip(structure.names, children))
+            made.update(attributes)
+            made.structure = structure
+            _set_attributes(self, made)
+            return made
+
+        @__dict__.setter
+        def __dict__(self, attributes):
+            _set_attributes(self, attributes)
+            _forget_flat(self)
+
+
+_get_flat, _set_flat = vars(Late)["_flat"].__get__, vars(Late)["_flat"].__set__
+
+
+def _forget_flat(node: Late) -> None:
+    with contextlib.suppress(AttributeError):
+        vars(Late)["_flat"].__delete__(node)
+
+
+def register(cls: type[Node]) -> None:
+    """Register a class of nodes as a pytree with keys."""
+    new = functools.partial(cls.__new__, cls)
+
+    def unflatten(structure: "Structure", children: Any) -> Node:  # for each node in each step
+        node = new()
+        if structure.is_late:
+            _set_flat(node, (children, structure))
+        else:
+            _make_attributes(node, structure, children)
+        return node
+
+    flatten_one = operator.attrgetter("_flat") if cls._is_late else flatten
+    jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, unflatten, flatten_one)
+
+
+def flatten(node: Node) -> tuple[tuple[Any, ...], "Structure"]:
+    """Return the children and the static part."""
+    attributes: Any = vars(node)
+    structure = attributes.structure if type(attributes) is Attributes else None
+    if structure is None or structure.is_mutable:
+        if type(attributes) is not Attributes:  # as after a __setstate__ of a user's own
+            node._hold(attributes)
+            attributes = vars(node)
+        attributes.structure = structure = node._new_structure()
+    name = structure.only_child
+    if name is not None:
+        return (attributes[name],), structure
+    children_of = structure.children_of
+    return () if children_of is None else children_of(attributes), structure
+
+
+def _flatten_with_keys(node: Node) -> tuple[Any, "Structure"]:
+    children, structure = flatten(node)
+    return zip(map(GetAttrKey, structure.names), children, strict=True), structure
+
+
+def _make_attributes(node: Node, structure: "Structure", children: Iterable[Any]) -> None:
+    if structure.is_mutable:
+        attributes = Attributes(without_dead_keys(copied(structure.attributes)))
+        set_contents(node, structure.contents)
+    else:
+        attributes = Attributes(structure.attributes)
+    if structure.is_mutable or structure.is_replaced:
+        attributes.made_at_top_level = at_top_level()
+    attributes.update(zip(structure.names, children))  # strict= would take as long as the rest
+    attributes.structure = structure
+    _set_attributes(node, attributes)
 
 
 with jax.ensure_compile_time_eval():
@@ -74,7 +221,10 @@ class Attributes(dict[str, Any]):
 class Structure:
     """The static part of a parameter or module: its attributes without the children."""
 
-    __slots__ = ("attributes", "children_of", "contents", "is_mutable", "names", "only_child")
+    __slots__ = (
+        "attributes", "children_of", "contents", "is_late", "is_mutable", "is_replaced", "names",
+        "only_child",
+    )
 
     names: tuple[str, ...]
     """The names of the children."""
@@ -89,9 +239,14 @@ class Structure:
     is_mutable: bool
     """Whether a static attribute can be changed in place or is a tracer, or the module is not set
     up. If so, attributes are copied here and again for each new instance."""
+    is_replaced: bool
+    """Whether a call may replace the children, as it does running statistics."""
+    is_late: bool
+    """Whether new instances make their attributes when something asks for them."""
 
     def __init__(
-        self, attributes: dict[str, Any], names: tuple[str, ...], contents: Any = None
+        self, cls: type[Node], attributes: dict[str, Any], names: tuple[str, ...],
+        contents: Any = None, is_replaced: bool = False,
     ) -> None:
         static = {n: None if n in names else value for n, value in attributes.items()}
         has_tracers = any(isinstance(value, Tracer) for value in static.values())
@@ -103,6 +258,10 @@ class Structure:
         self.is_mutable = is_mutable or has_tracers or not is_set_up
         self.attributes = without_dead_keys(copied(static)) if self.is_mutable else static
         self.contents = contents
+        self.is_replaced = is_replaced
+        # An attribute of the class, but for `initialized`, would be found before one to be made.
+        is_hidden = any(hasattr(cls, name) for name in attributes if name != "initialized")
+        self.is_late = cls._is_late and not (self.is_mutable or is_replaced or is_hidden)
         remember(static)
 
     def __eq__(self, other: object) -> bool:

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from mlax import Module, Parameter, nn
+from mlax.holdings import walk
 from mlax.layer import AxisName
+from mlax.structure import Node, flatten
 
 KEY = jax.random.key(0)
 X = jnp.array([1.0, -2.0, 3.0])
@@ -556,3 +558,85 @@ def test_a_forward_in_another_order_is_told() -> None:
 
     with pytest.raises(TypeError, match=r"^Own: expected forward\(self, x, rng, .*, got forward\(self"):
         type("Own", (Holder,), {"forward": forward})
+
+
+# Attributes that are made when something asks for them
+
+
+class Fixed(nn.Linear):
+    """Hides a hyperparameter of the instance behind one of the class."""
+
+    out_features = 7
+
+
+class Magic(nn.Linear):
+    """Answers for attributes that it does not have."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "magic":
+            return 42
+        raise AttributeError(name)
+
+
+class Direct(nn.Linear):
+    """Sets attributes in its own way."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
+class Mixed(abc.ABC, nn.Linear):
+    """Has another class in front."""
+
+    @property
+    def twice(self) -> int:
+        """Return a number that depends on a hyperparameter."""
+        return 2 * self.out_features
+
+
+def made_by_jax(cls: Any) -> Any:
+    """Return a module as jax makes it, of which nothing was read yet."""
+    return jax.tree.map(lambda leaf: leaf, cls(KEY, 2)(X, None)[1])
+
+
+@pytest.mark.parametrize("cls", [nn.Linear, Fixed, Magic, Direct, Mixed])
+def test_attributes_of_a_module_that_jax_made(cls: Any) -> None:
+    module = made_by_jax(cls)
+    assert made_by_jax(cls).out_features == 2 and made_by_jax(cls).initialized
+    assert list(vars(made_by_jax(cls))) == list(vars(cls(KEY, 2)))
+    assert not hasattr(made_by_jax(cls), "nothing")
+    assert hasattr(made_by_jax(cls), "magic") == (cls is Magic)
+    assert cls is not Mixed or made_by_jax(cls).twice == 4
+    copies: list[Any] = [copy.copy, copy.deepcopy, lambda module: module]
+    for same in copies:
+        assert structure(same(made_by_jax(cls))) == structure(module)
+    assert structure(pickle.loads(pickle.dumps(made_by_jax(cls)))) == structure(module)
+    vars(changed := made_by_jax(cls))["note"] = "kept"
+    assert changed.note == "kept" and "note" in vars(changed)
+
+
+@pytest.mark.parametrize("cls", [nn.Linear, Fixed, Magic, Direct, Mixed])
+def test_changes_of_a_module_that_jax_made(cls: Any) -> None:
+    zeros = jnp.zeros((3, 2))
+    changed = made_by_jax(cls)
+    changed.linear_kernel.data = zeros
+    by_leaf = made_by_jax(cls)
+    (parameter,) = jax.tree.leaves(by_leaf, is_leaf=lambda node: isinstance(node, Parameter))
+    parameter.data, parameter.tag = zeros, "a"
+    replaced = made_by_jax(cls)
+    replaced.linear_kernel = Parameter(True, zeros)
+    for module in (changed, by_leaf, replaced):
+        np.testing.assert_array_equal(jax.tree.leaves(module)[0], zeros)
+        np.testing.assert_array_equal(jax.jit(lambda m: m(X, None)[0])(module), jnp.zeros(2))
+    assert jax.tree.map(jnp.sin, by_leaf).linear_kernel.tag == "a"
+    frozen = made_by_jax(cls)
+    frozen.linear_kernel.trainable = False
+    assert not jax.tree.leaves(frozen.partition()[0])
+
+
+def test_which_modules_make_their_attributes_late() -> None:
+    _, model = nn.Series([nn.Dense(KEY, 2), nn.F(jnp.sin), nn.Attention(KEY, 1)])(X[None], None)
+    nodes = [node for _, node in walk(model) if isinstance(node, Node)]
+    assert all(flatten(node)[1].is_late for node in nodes)
+    for cls in (Fixed, Magic, Direct):
+        assert not flatten(made_by_jax(cls))[1].is_late

@@ -14,12 +14,13 @@ from mlax.errors import expected, message
 from mlax.layer import AxisName, Key, State
 from mlax.module import Module
 from mlax.pair import PairBase, bind
+from mlax.structure import Late
 
 X = TypeVar("X")
 Y = TypeVar("Y")
 
 
-class Documented(Module):
+class Documented(Late, Module):
     """A module whose constructor says what it expects when its arguments don't fit."""
 
     _way_out: ClassVar[str] = ""

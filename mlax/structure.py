@@ -6,7 +6,6 @@ such call, which is most of what the call costs. So a node of a class derived fr
 attributes only when something asks for them; until then it holds what a flatten returns.
 """
 
-import contextlib
 import copy
 import functools
 import operator
@@ -85,7 +84,7 @@ class Late(Node):
 
     A new instance has no attributes but `_flat`, what a flatten of it returns. Python asks
     `__getattr__` and `vars` asks `__dict__`, which make the others. `_flat` is there until one of
-    them is set, and again after the next flatten.
+    them may have changed, and again after the next flatten.
     """
 
     __slots__ = ("_flat",)
@@ -113,12 +112,17 @@ class Late(Node):
         def __setattr__(self, name, value):
             vars(self)
             super().__setattr__(name, value)
-            _forget_flat(self)
+
+        def __delattr__(self, name):
+            vars(self)
+            super().__delattr__(name)
+            self._forget_structure()
 
         @property
         def __dict__(self):
             attributes = _attributes_of(self)
             if type(attributes) is Attributes:
+                _forget_flat(self)  # the caller may write into the dict
                 return attributes
             try:
                 children, structure = _get_flat(self)
@@ -129,6 +133,7 @@ class Late(Node):
             made.update(attributes)
             made.structure = structure
             _set_attributes(self, made)
+            _forget_flat(self)
             return made
 
         @__dict__.setter
@@ -140,9 +145,14 @@ class Late(Node):
 _get_flat, _set_flat = vars(Late)["_flat"].__get__, vars(Late)["_flat"].__set__
 
 
+_delete_flat = vars(Late)["_flat"].__delete__
+
+
 def _forget_flat(node: Late) -> None:
-    with contextlib.suppress(AttributeError):
-        vars(Late)["_flat"].__delete__(node)
+    try:
+        _delete_flat(node)
+    except AttributeError:  # there is none
+        pass
 
 
 def register(cls: type[Node]) -> None:

@@ -629,6 +629,11 @@ def test_changes_of_a_module_that_jax_made(cls: Any) -> None:
         np.testing.assert_array_equal(jax.tree.leaves(module)[0], zeros)
         np.testing.assert_array_equal(jax.jit(lambda m: m(X, None)[0])(module), jnp.zeros(2))
     assert jax.tree.map(jnp.sin, by_leaf).linear_kernel.tag == "a"
+    jax.tree.leaves(written := made_by_jax(cls))
+    vars(written)["linear_kernel"] = Parameter(True, zeros)
+    np.testing.assert_array_equal(jax.tree.leaves(written)[0], zeros)
+    del parameter.tag
+    assert not hasattr(jax.tree.map(jnp.sin, by_leaf).linear_kernel, "tag")
     frozen = made_by_jax(cls)
     frozen.linear_kernel.trainable = False
     assert not jax.tree.leaves(frozen.partition()[0])

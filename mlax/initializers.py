@@ -108,13 +108,14 @@ def _scaled(
 
     array: jax.Array | None = None
     for i, words in enumerate(map(jax.random.key_data, keys)):
-        places = np.insert(starts, 0, i, axis=1).astype(np.uint32)
+        at: Any = counts, np.insert(starts, 0, i, axis=1).astype(np.uint32)
         if array is None:
-            (array, _), _ = step((None, words), (counts[0], places[0]))
+            (array, _), _ = step((None, words), (at[0][0], at[1][0]))
+            at = at[0][1:], at[1][1:]
         if is_staged:
-            (array, _), _ = lax.scan(step, (array, words), (counts, places))
-        for at in zip(counts, places, strict=True) if not is_staged else ():
-            (array, _), _ = jax.block_until_ready(step((array, words), at))  # or they would pile up
+            (array, _), _ = lax.scan(step, (array, words), at)
+        for one in zip(*at, strict=True) if not is_staged else ():
+            (array, _), _ = jax.block_until_ready(step((array, words), one))  # or they pile up
     assert array is not None  # there is a key
     return array
 
